@@ -1,0 +1,72 @@
+"""The exception tree, and the one way to say that a name is unknown.
+
+    EnsembleError
+    ├── ConfigError (ValueError)          what the caller asked for cannot be
+    ├── VocabularyError (ValueError)      these members' tokenizers do not fit
+    ├── MemberError (RuntimeError)        one member cannot be found, loaded or run
+    │   └── MemoryLimitError              it does not fit, with the numbers
+    ├── CacheError (RuntimeError)         the disk cache cannot be used
+    └── DeadlineError (TimeoutError)      ``timeout`` passed; carries what was decoded
+
+Every message says who, what is, what was needed and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EnsembleError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(EnsembleError, ValueError):
+    """What the caller asked for is contradictory, unknown or impossible."""
+
+
+class VocabularyError(EnsembleError, ValueError):
+    """Two members' vocabularies do not fit the fusion that was asked for."""
+
+
+class MemberError(EnsembleError, RuntimeError):
+    """One member cannot be found, loaded or run."""
+
+
+class MemoryLimitError(MemberError):
+    """A member, a cache or a table does not fit the device."""
+
+
+class CacheError(EnsembleError, RuntimeError):
+    """The disk cache cannot be read or written."""
+
+
+class DeadlineError(EnsembleError, TimeoutError):
+    """``timeout`` seconds passed before the answer was complete.
+
+    Attributes:
+        partial: What was decoded so far, one text per answer.
+    """
+
+    def __init__(self, message: str, partial: list[str] | None = None) -> None:
+        """Keep the partial answers beside the message."""
+        super().__init__(message)
+        self.partial: list[str] = list(partial or [])
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """Say that a name is unknown, with the nearest known one and the whole list.
+
+    Args:
+        kind: What the name was meant to be, for example ``"fusion"``.
+        name: What the caller wrote.
+        known: The names that exist.
+
+    Returns:
+        One sentence for an error message.
+    """
+    names = sorted(known)
+    near = get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(repr(n) for n in names) or "none"
+    return f"unknown {kind} {name!r}.{hint} Known: {listed}."

@@ -1,0 +1,305 @@
+"""What a fusion sees and gives: distributions that carry their token space.
+
+Everything here is tensors. Strings were turned into index tensors by ``vocab``
+(:class:`MemberKeys`, :class:`Alignment`); no fusion ever sees a token's text.
+
+The union space. Key ``u < V`` is main's token id ``u`` (``V`` is main's logits width);
+keys ``V .. U-1`` are byte strings that main lacks, in byte order. END stands beside the keys.
+So the first maximum over union keys is the tie rule of the project: main's id order, then bytes.
+Main is always member 0 of an alignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenSpace:
+    """What the columns of a distribution mean.
+
+    Attributes:
+        name: ``"member 'qwen'"`` for a member's own ids, ``"union"`` for union keys.
+        width: Number of columns of the dense form.
+    """
+
+    name: str
+    width: int
+
+
+@dataclass(frozen=True)
+class MemberKeys:
+    """One member's ids, seen as keys. All tensors int64 on the fusion device.
+
+    Attributes:
+        name: The member's name.
+        width: ``V_i``, the columns its model emits.
+        representative: [V_i] the id that stands for the key of each id (the encoder's choice);
+            itself where it is the representative, -1 where the id has no key (control, unused).
+        to_union: [V_i] union key of each id, -1 where it has none.
+        from_union: [U] the member's representative id for each union key, -1 where it lacks it.
+        longest_prefix: [U] the member's representative id of its longest key that is a prefix of
+            the union key (the key itself where it has it), -1 where no key is.
+        end_ids: [E] ids that end the member's turn; their probability is pooled into END.
+        byte_fallback: [V_i] bool, ids whose only spelling is a byte token of a fallback
+            (``<0x41>``); they are no anchors unless nothing else spells the key.
+    """
+
+    name: str
+    width: int
+    representative: Tensor
+    to_union: Tensor
+    from_union: Tensor
+    longest_prefix: Tensor
+    end_ids: Tensor
+    byte_fallback: Tensor
+
+    @property
+    def space(self) -> TokenSpace:
+        """The member's own token space."""
+        return TokenSpace(f"member {self.name!r}", self.width)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """All members' keys over one union; main is ``members[0]``.
+
+    Attributes:
+        members: One entry a member, main first.
+        union_size: ``U``.
+        common: [C] main ids (representatives) of the keys that every member has, ascending.
+        hash: Content hash of everything above, for the disk cache.
+    """
+
+    members: tuple[MemberKeys, ...]
+    union_size: int
+    common: Tensor
+    hash: str
+
+    @property
+    def main(self) -> MemberKeys:
+        """Main's keys."""
+        return self.members[0]
+
+    @property
+    def space(self) -> TokenSpace:
+        """The union space of every fused distribution."""
+        return TokenSpace("union", self.union_size)
+
+
+@dataclass(frozen=True)
+class MemberDistribution:
+    """One member's next-token distribution over its keys, float32, natural logarithms.
+
+    Dense: ``ids`` is None and column ``j`` of ``logprobs`` is id ``j``; ids that are not their
+    key's representative hold -inf. Sparse: column ``j`` of row ``n`` is id ``ids[n, j]`` (padding:
+    id -1 with -inf) and ``rest`` is the log-mass of all keys not listed.
+    In both forms the keys, the rest and END sum to one.
+
+    Attributes:
+        space: The member's own ids.
+        logprobs: [N, V_i], or [N, K] when sparse.
+        end: [N] log-probability of END.
+        ids: [N, K] or None.
+        rest: [N] or None.
+        boundary: [N] probability that the member ends a token here (SEMANTICS: open boundaries).
+        abstain: [N] bool, rows in which the member has no say.
+    """
+
+    space: TokenSpace
+    logprobs: Tensor
+    end: Tensor
+    ids: Tensor | None = None
+    rest: Tensor | None = None
+    boundary: Tensor | None = None
+    abstain: Tensor | None = None
+
+    @property
+    def sparse(self) -> bool:
+        """Whether only some ids are listed."""
+        return self.ids is not None
+
+    def to_sparse(self, k: int) -> MemberDistribution:
+        """Keep the ``k`` most probable ids and pool what is left in ``rest``."""
+        if self.ids is not None:
+            return self
+        k = min(k, self.logprobs.shape[-1])
+        top, ids = self.logprobs.topk(k, dim=-1)  # [N, K]
+        listed = top.exp().sum(-1) + self.end.exp()
+        rest = (1.0 - listed).clamp_min(0.0).log()
+        ids = torch.where(top == -torch.inf, -1, ids)
+        return MemberDistribution(
+            self.space, top, self.end, ids, rest, self.boundary, self.abstain
+        )
+
+
+@dataclass(frozen=True)
+class FusedDistribution:
+    """What the members say together, over union keys and END, float32 log-probabilities.
+
+    Attributes:
+        space: The union space.
+        logprobs: [N, S]; with END they sum to one.
+        end: [N] log-probability of END.
+        keys: [N, S] ascending union keys of the columns (padding: -1 with -inf, at the end of the
+            row), or None when column ``j`` is key ``j``.
+    """
+
+    space: TokenSpace
+    logprobs: Tensor
+    end: Tensor
+    keys: Tensor | None = None
+
+    def logprob_of(self, targets: Tensor) -> Tensor:
+        """Log-probability of one union key a row.
+
+        Args:
+            targets: [N] union keys, int64.
+
+        Returns:
+            [N]; -inf where the key is not among the columns.
+        """
+        if self.keys is None:
+            inside = targets < self.logprobs.shape[-1]
+            got = self.logprobs.gather(-1, targets.clamp_max(self.logprobs.shape[-1] - 1)[:, None])
+            return torch.where(inside, got[:, 0], -torch.inf)
+        hit = self.keys == targets[:, None]  # [N, S]
+        return torch.where(hit, self.logprobs, -torch.inf).amax(-1)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a fusion asks of every member; a mismatch raises when the ensemble is built.
+
+    Attributes:
+        logprobs: ``"dense"`` or ``"top-k"`` (a member that gives only its best ids will do).
+        embeddings: Whether input embeddings are read.
+        min_common: How many common tokens the members must share.
+    """
+
+    logprobs: Literal["dense", "top-k"] = "top-k"
+    embeddings: bool = False
+    min_common: int = 0
+
+
+def _no_memory(_: Mapping[str, Any], build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    return build()
+
+
+@dataclass(frozen=True)
+class FusionContext:
+    """What a fusion may use while it prepares itself for one ensemble.
+
+    Attributes:
+        alignment: The members' keys.
+        embeddings: ``embeddings(i)`` gives member ``i``'s input embeddings, [V_i or fewer, D].
+        embedding_hashes: ``embedding_hashes(i)`` identifies them by content (weights' hash or commit).
+        device: Where fusion runs.
+        remember: ``remember(key, build)`` returns ``build()``'s tensors from the disk cache, building
+            them at most once for a JSON-able key.
+        on_progress: Called with (stage, done, total) in long loops.
+    """
+
+    alignment: Alignment
+    embeddings: Callable[[int], Tensor]
+    embedding_hashes: Callable[[int], str]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    remember: Callable[[Mapping[str, Any], Callable[[], dict[str, Tensor]]], dict[str, Tensor]] = (
+        _no_memory
+    )
+    on_progress: Callable[[str, int, int], None] | None = None
+
+
+class Fuser(Protocol):
+    """A fusion made ready for one ensemble: index tensors are built, nothing is text."""
+
+    def __call__(
+        self, distributions: Sequence[MemberDistribution], weights: Tensor
+    ) -> FusedDistribution:
+        """Fuse one row per position.
+
+        Args:
+            distributions: One a member, main first, N rows each.
+            weights: [N, M] float32, rows sum to 1; a member with weight 0 has no say in that row
+                (its distribution may be anything finite or abstaining).
+
+        Returns:
+            The fused distribution over union keys and END.
+        """
+
+    def score(
+        self, distributions: Sequence[MemberDistribution], weights: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Log-probability of one union key a row, finite wherever main can say the key.
+
+        Args:
+            distributions: As in a call.
+            weights: As in a call.
+            targets: [N] union keys.
+
+        Returns:
+            [N] float32, nats.
+        """
+
+
+@runtime_checkable
+class Fusion(Protocol):
+    """A fusion's settings: immutable, JSON-able, named. A user's own object has the same shape."""
+
+    name: ClassVar[str]
+
+    @property
+    def needs(self) -> Needs:
+        """What every member must give."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON, without the name."""
+
+    def prepare(self, context: FusionContext) -> Fuser:
+        """Build what is expensive, once."""
+
+
+def member_distribution(
+    logits: Tensor, keys: MemberKeys, mask: Tensor | None = None
+) -> MemberDistribution:
+    """Turn one member's logits into a distribution over its keys and END.
+
+    Control ids and padded columns are masked, then softmax; ids with equal bytes are added onto
+    their representative; end ids are pooled. A row with no mass left abstains.
+
+    Args:
+        logits: [N, V_i] float32.
+        keys: The member's keys.
+        mask: [N, V_i] or [V_i] bool, True where an id is allowed; None allows every key and END.
+
+    Returns:
+        The dense distribution.
+    """
+    allowed = keys.representative >= 0  # [V_i]
+    allowed = allowed.index_fill(0, keys.end_ids, True)
+    if mask is not None:
+        allowed = allowed & mask
+    logprobs = logits.float().masked_fill(~allowed, -torch.inf)
+    empty = logprobs.amax(-1) == -torch.inf  # [N]
+    logprobs = torch.log_softmax(logprobs, -1)
+    logprobs = torch.where(empty[:, None], -torch.inf, logprobs)
+    end = (
+        logprobs[:, keys.end_ids].logsumexp(-1)
+        if len(keys.end_ids)
+        else logprobs.new_full((len(logprobs),), -torch.inf)
+    )
+    logprobs = logprobs.index_fill(-1, keys.end_ids, -torch.inf)
+    own = torch.arange(keys.width, device=logits.device)
+    spare = ((keys.representative >= 0) & (keys.representative != own)).nonzero()[:, 0]  # [D]
+    if len(spare):
+        probs = logprobs.exp()
+        probs.index_add_(-1, keys.representative[spare], probs[:, spare])
+        touched = keys.representative[spare]
+        logprobs = logprobs.index_copy(-1, touched, probs[:, touched].log())
+        logprobs = logprobs.index_fill(-1, spare, -torch.inf)
+    return MemberDistribution(keys.space, logprobs, end, abstain=empty)
