@@ -1,0 +1,320 @@
+"""Settings, by lifetime: one member's, what is fixed for an ensemble, what may change per request.
+
+Pydantic and the standard library only; no torch. All three classes are frozen and JSON-able.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from langchain_ensemble.errors import ConfigError, unknown_name
+
+FUSIONS = ("average", "deepen", "gac", "unite")
+"""Names of the fusions that the package ships (``fusion.FUSIONS`` holds the classes)."""
+
+DEFAULT_MAX_TOKENS = 256
+
+
+class _Settings(BaseModel):
+    """Frozen settings whose errors are ours: one line, with the nearest known name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def __init__(self, **data: Any) -> None:
+        for name in data:
+            if name not in type(self).model_fields:
+                raise ConfigError(
+                    unknown_name(f"{type(self).__name__} setting", name, type(self).model_fields)
+                )
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise ConfigError(one_line(type(self).__name__, error)) from error
+
+
+def one_line(owner: str, error: ValidationError) -> str:
+    """Say in one line what pydantic found, with the values."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(p) for p in item["loc"])
+        message = str(item["msg"]).removeprefix("Value error, ")
+        parts.append(f"{where}={item['input']!r}: {message}" if where else message)
+    return f"{owner}: " + "; ".join(parts)
+
+
+class Member(_Settings):
+    """One member: a model, and the view that this member adds to its weights.
+
+    Attributes:
+        model: Hub id or local folder.
+        name: Name in the ensemble; derived from ``model`` when not given.
+        revision: Branch, tag or commit on the Hub.
+        token: Hub access token; never written to disk caches, logs or ``to_config``.
+        dtype: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda:1"``, ``"mps"`` …; not together with ``device_map``.
+        device_map: As in transformers: ``"auto"`` or module name → device.
+        quantization: ``"bnb-4bit"``, ``"bnb-8bit"``, ``"torchao-int8"`` …, or ``"gguf:<file>"``;
+            a checkpoint that is already quantised needs none.
+        attn_implementation: ``"sdpa"`` (default) or ``"eager"``.
+        adapter: PEFT adapter on top of the weights, Hub id or folder.
+        trust_remote_code: Whether the repository may run its own code. Off.
+        local_files_only: Never touch the network.
+        chat_template: Jinja text that replaces the tokenizer's chat template.
+        system: System prompt of this member's view.
+    """
+
+    model: str
+    name: str | None = None
+    revision: str | None = None
+    token: SecretStr | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    device: str | None = None
+    device_map: str | dict[str, str | int] | None = None
+    quantization: str | None = None
+    attn_implementation: str | None = None
+    adapter: str | None = None
+    trust_remote_code: bool | None = None
+    local_files_only: bool | None = None
+    chat_template: str | None = None
+    system: str | None = None
+
+    def __init__(self, model: str | None = None, /, **data: Any) -> None:
+        if model is not None:
+            if "model" in data:
+                raise ConfigError(f"Member: model given twice, {model!r} and {data['model']!r}")
+            data["model"] = model
+        super().__init__(**data)
+
+    @field_serializer("token", when_used="json")
+    def _hide_token(self, token: SecretStr | None) -> None:
+        return None
+
+    @model_validator(mode="after")
+    def _one_placement(self) -> Member:
+        if self.device is not None and self.device_map is not None:
+            raise ValueError(
+                f"member {self.name or self.model!r} has device={self.device!r} and "
+                f"device_map={self.device_map!r}; give one of them"
+            )
+        return self
+
+
+class EnsembleParams(_Settings):
+    """What is fixed for an ensemble: members, fusion, main, and defaults for all members.
+
+    Attributes:
+        members: Named members in the user's order.
+        fusion: A name of :data:`FUSIONS`, or ``{"name": ..., setting: ...}``. A fusion object of
+            the user's is handed to :class:`~langchain_ensemble.ensemble.Ensemble` beside this.
+        main: Name of the member whose vocabulary the answer is read in; default: the first.
+        open_boundaries: ``"discount"`` weighs an auxiliary by the probability that it ends a token
+            where main does; ``"vote"`` lets it vote everywhere.
+    """
+
+    members: tuple[Member, ...]
+    fusion: str | dict[str, Any] = "deepen"
+    main: str | None = None
+    open_boundaries: Literal["discount", "vote"] = "discount"
+
+    @field_validator("members", mode="before")
+    @classmethod
+    def _name_members(cls, value: Any) -> Any:
+        return name_members(value)
+
+    @model_validator(mode="after")
+    def _known_names(self) -> EnsembleParams:
+        names = self.names
+        if self.main is not None and self.main not in names:
+            raise ValueError(unknown_name("main member", self.main, names))
+        check_fusion_name(self.fusion)
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The members' names in the user's order."""
+        return tuple(m.name or "" for m in self.members)
+
+    @property
+    def main_name(self) -> str:
+        """The main member's name."""
+        return self.main or self.names[0]
+
+    @property
+    def ordered(self) -> tuple[Member, ...]:
+        """The members with main first; the engine works in this order."""
+        first = [m for m in self.members if m.name == self.main_name]
+        return (*first, *(m for m in self.members if m.name != self.main_name))
+
+    @property
+    def fusion_name(self) -> str:
+        """The fusion's name."""
+        return self.fusion if isinstance(self.fusion, str) else str(self.fusion["name"])
+
+
+class RequestParams(_Settings):
+    """What may change from one request to the next.
+
+    Attributes:
+        max_tokens: Decode steps at most.
+        temperature: 0 is greedy.
+        top_p: Nucleus of the fused distribution; 1 is off.
+        top_k: Most probable keys kept; 0 is off. Not UniTE's ``union_k``.
+        min_p: Keys below ``min_p`` times the best are dropped; 0 is off.
+        repetition_penalty: Over main's ids of prompt and answer; 1 is off.
+        seed: Seed of a local generator; None draws a fresh one.
+        n: Answers per prompt.
+        stop: Texts before which the answer ends.
+        timeout: Seconds until :class:`~langchain_ensemble.errors.DeadlineError`.
+        weights: ``"uniform"``, name → weight, or one weight a member in order; sum 1.
+        logprobs: Whether per-token logprobs are returned.
+    """
+
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    timeout: float | None = None
+    weights: Literal["uniform"] | dict[str, float] | tuple[float, ...] = "uniform"
+    logprobs: bool = False
+
+    @model_validator(mode="after")
+    def _in_range(self) -> RequestParams:
+        rules: tuple[tuple[str, bool, str], ...] = (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("top_k", self.top_k >= 0, "at least 0 (0 is off)"),
+            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
+            ("n", self.n >= 1, "at least 1"),
+            ("timeout", self.timeout is None or self.timeout > 0, "above 0 seconds, or None"),
+            ("stop", all(self.stop), "non-empty strings"),
+        )
+        for name, good, needed in rules:
+            if not good:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
+        return self
+
+
+def derive_name(model: str) -> str:
+    """Derive a member's name from its model: the last part of the id or path."""
+    return model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or model
+
+
+def name_members(value: Any) -> tuple[Member, ...]:
+    """Read every accepted form of ``members=`` and give each one a unique name.
+
+    Args:
+        value: A mapping name → (id | settings | Member), or a sequence of the same.
+
+    Returns:
+        The members, each with its name.
+
+    Raises:
+        ConfigError: No members, a name given twice, or a form that is not known.
+    """
+    if isinstance(value, (str, Member)) or not isinstance(value, (Mapping, Sequence)):
+        raise ConfigError(
+            f"members is {value!r}; give a list of Hub ids or folders, or a mapping name -> id"
+        )
+    pairs: list[tuple[str | None, Any]] = (
+        [(str(k), v) for k, v in value.items()]
+        if isinstance(value, Mapping)
+        else [(None, v) for v in value]
+    )
+    if not pairs:
+        raise ConfigError("members is empty; an ensemble needs at least one member")
+    members: list[Member] = []
+    taken: list[str] = []
+    given = [n for n, _ in pairs if n]
+    for key, item in pairs:
+        if isinstance(item, Member):
+            member = item
+        elif isinstance(item, str):
+            member = Member(item)
+        elif isinstance(item, Mapping):
+            member = Member(**item)
+        else:
+            raise ConfigError(f"member {key or item!r} is {item!r}; give a Hub id, a folder or Member(...)")
+        if key is not None and member.name not in (None, key):
+            raise ConfigError(f"member {key!r} also calls itself {member.name!r}; give one name")
+        name = key or member.name
+        if name is None:
+            base = name = derive_name(member.model)
+            number = 2
+            while name in taken or name in given:
+                name, number = f"{base}-{number}", number + 1
+        if name in taken:
+            raise ConfigError(f"two members are called {name!r}; names must be unique")
+        taken.append(name)
+        members.append(member.model_copy(update={"name": name}))
+    return tuple(members)
+
+
+def check_fusion_name(fusion: str | Mapping[str, Any]) -> None:
+    """Refuse a fusion name that the package does not ship."""
+    name = fusion if isinstance(fusion, str) else fusion.get("name")
+    if name not in FUSIONS:
+        raise ConfigError(unknown_name("fusion", name, FUSIONS))
+
+
+def resolve_weights(weights: Any, names: Sequence[str]) -> tuple[float, ...]:
+    """Bring weights into member order and check them.
+
+    Args:
+        weights: ``"uniform"``, name → weight, or a sequence in the order of ``names``.
+        names: The members' names.
+
+    Returns:
+        One weight a member, non-negative, sum 1 within 1e-6 (then normalised exactly).
+
+    Raises:
+        ConfigError: Wrong names or count, negative, not finite, or a sum that is not 1.
+    """
+    if isinstance(weights, str):
+        if weights != "uniform":
+            raise ConfigError(unknown_name("weights", weights, ["uniform"]))
+        return (1.0 / len(names),) * len(names)
+    if isinstance(weights, Mapping):
+        for name in weights:
+            if name not in names:
+                raise ConfigError(unknown_name("member in weights", name, names))
+        missing = [n for n in names if n not in weights]
+        if missing:
+            raise ConfigError(
+                f"weights has no entry for {', '.join(map(repr, missing))}; give one for each of "
+                f"{', '.join(map(repr, names))} (0 switches a member off)"
+            )
+        values = [weights[n] for n in names]
+    else:
+        values = list(weights)
+        if len(values) != len(names):
+            raise ConfigError(
+                f"weights has {len(values)} entries for {len(names)} members "
+                f"({', '.join(map(repr, names))}); give one for each"
+            )
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            raise ConfigError(f"weight of member {name!r} is {value!r}; it must be a number of at least 0")
+    total = math.fsum(values)
+    if abs(total - 1.0) > 1e-6:
+        listed = ", ".join(f"{n}={v}" for n, v in zip(names, values, strict=True))
+        raise ConfigError(f"weights sum to {total:.6g} ({listed}); they must sum to 1 within 1e-6")
+    return tuple(v / total for v in values)
