@@ -1,0 +1,112 @@
+"""What decoding hands out: pieces of answers, per-token records, whole answers, scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """One decode step of one row.
+
+    Attributes:
+        id: Main's id, or None when main has no single id for the chosen key; END is None too.
+        bytes: The chosen key's bytes (empty for END).
+        logprob: Log-probability under the fused distribution, before processors, nats.
+        members: Each voice's own log-probability of the chosen key; None: it has no say or the
+            key has probability 0 from it. By name.
+        fused: Whether more than one member had a say in this step.
+    """
+
+    id: int | None
+    bytes: bytes
+    logprob: float
+    members: dict[str, float | None]
+    fused: bool
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How one row ended.
+
+    Attributes:
+        reason: ``"stop"`` (END or a stop string) or ``"length"``.
+        stop: The stop string that matched, None for END or length.
+        dropped: Left-over bytes of an incomplete character at the end.
+        full_member: Name of the member whose context was full, when that ended the row.
+    """
+
+    reason: FinishReason
+    stop: str | None = None
+    dropped: bytes = b""
+    full_member: str | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New text of one row.
+
+    Attributes:
+        row: Row number: prompt ``row // n``, answer ``row % n``.
+        text: New text, may be empty; the pieces of a row joined are its answer.
+        tokens: The decode steps since the last piece of the row.
+        finish: Set on the row's last piece.
+    """
+
+    row: int
+    text: str
+    tokens: tuple[TokenRecord, ...] = ()
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts of one row, in main's ids.
+
+    Attributes:
+        prompt_tokens: Main's ids of the prompt.
+        completion_tokens: Main's ids of the answer.
+        steps: Decode steps.
+        fused_steps: Decode steps in which more than one member had a say.
+        member_tokens: Ids that each member read, prompt and answer, re-runs included. By name.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    steps: int
+    fused_steps: int
+    member_tokens: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole answer."""
+
+    text: str
+    tokens: tuple[TokenRecord, ...]
+    finish: Finish
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Score:
+    """A text's log-likelihood under the fused members, teacher-forced along main's ids.
+
+    Attributes:
+        logprob: Nats; finite for every fusion.
+        num_bytes: UTF-8 bytes of the text.
+        bits_per_byte: ``-logprob / (num_bytes ln 2)``; 0.0 for an empty text.
+        tokens: Main's ids of the text.
+        is_greedy: Whether every token was the fused argmax.
+        windows: How often the fullest member had to start over (1: never).
+    """
+
+    logprob: float
+    num_bytes: int
+    bits_per_byte: float
+    tokens: int
+    is_greedy: bool
+    windows: int
