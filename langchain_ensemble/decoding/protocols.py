@@ -1,0 +1,104 @@
+"""What decoding needs of a vocabulary and of a voice; nothing about how they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from langchain_ensemble.fusion.base import MemberKeys
+from langchain_ensemble.members.base import LoadedMember, Processor
+
+
+class Encoding(NamedTuple):
+    """Ids of a text and where their bytes end.
+
+    Attributes:
+        ids: Ids, none of them a control id.
+        ends: Byte offset in the text where each id's bytes end.
+        unknown: Characters that the vocabulary cannot spell; they became the unk id.
+    """
+
+    ids: list[int]
+    ends: list[int]
+    unknown: int
+
+
+class VocabularyLike(Protocol):
+    """The part of a vocabulary that decoding uses."""
+
+    @property
+    def token_bytes(self) -> Sequence[bytes | None]:
+        """Bytes of every id up to the logits width."""
+
+    @property
+    def token_roles(self) -> Sequence[object]:
+        """Role of every id, None for text."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn."""
+
+    @property
+    def dummy_prefix(self) -> bool:
+        """Whether the tokenizer puts a space before a text."""
+
+    def encode(self, text: str) -> Encoding:
+        """Canonical ids of an answer."""
+
+    def extend(
+        self, ids: Sequence[int], ends: Sequence[int], text: str, added: str
+    ) -> tuple[int, list[int], list[int]]:
+        """(kept, new ids, new ends): the canonical ids of ``text + added`` given those of ``text``."""
+
+
+class SortedKeysLike(Protocol):
+    """A vocabulary's keys in byte order."""
+
+    @property
+    def order(self) -> Tensor:
+        """[K] representative ids by their bytes."""
+
+    def range(self, prefix: bytes) -> tuple[int, int]:
+        """Half-open range of the keys that start with some bytes."""
+
+    def position(self, key: bytes) -> int | None:
+        """Position of one key."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One member as the loop sees it.
+
+    Attributes:
+        member: Weights and view.
+        vocabulary: Its vocabulary.
+        keys: Its keys in the union; None when the ensemble has one voice only.
+        allowed: [8, V_i] bool: from each UTF-8 state, the ids that may come next; None as above.
+        sorted_keys: Its keys in byte order, where its boundaries have to be weighed.
+        verbatim: Whether it takes main's ids as they are (main itself, and equal tokenizers).
+    """
+
+    member: LoadedMember
+    vocabulary: VocabularyLike
+    keys: MemberKeys | None
+    allowed: Tensor | None
+    sorted_keys: SortedKeysLike | None
+    verbatim: bool
+
+
+class Sampling(NamedTuple):
+    """Sampling processors of one request, made by the members' side from transformers' own.
+
+    Attributes:
+        penalty: Repetition penalty, or None.
+        filters: Temperature, top-k, top-p, min-p in transformers' order; empty when greedy.
+    """
+
+    penalty: Processor | None
+    filters: tuple[Processor, ...]
+
+
+Warn = Callable[[str], None]
