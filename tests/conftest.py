@@ -1,4 +1,4 @@
-"""Fixtures for every test: shared data, scale of the random cases, pico models, a cache of its own."""
+"""Fixtures: shared data, the scale of random cases, pico models, a cache of their own."""
 
 from __future__ import annotations
 
