@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,12 @@ from langchain_ensemble.decoding.protocols import Sampling, Voice, Warn
 from langchain_ensemble.decoding.records import Finish, Piece, TokenRecord, Usage
 from langchain_ensemble.decoding.state import Row, Track
 from langchain_ensemble.errors import DeadlineError
-from langchain_ensemble.fusion.base import Fuser, MemberDistribution, member_distribution
+from langchain_ensemble.fusion.base import (
+    FusedDistribution,
+    Fuser,
+    MemberDistribution,
+    member_distribution,
+)
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
 from langchain_ensemble.params import RequestParams
 
@@ -46,7 +51,8 @@ class Task:
     Attributes:
         voices: Members with weight, main first (main also at weight 0).
         weights: One a voice.
-        places: Position of each voice in the alignment that ``fuser`` was built for.
+        places: Position of each voice among the members that ``fuser`` was built for.
+        num_members: How many those are.
         fuser: The fusion; None with one voice.
         key_bytes: Bytes of every union key (None: no key); empty with one voice.
         prompts: [prompt][voice].
@@ -59,6 +65,7 @@ class Task:
     voices: tuple[Voice, ...]
     weights: tuple[float, ...]
     places: tuple[int, ...]
+    num_members: int
     fuser: Fuser | None
     key_bytes: Sequence[bytes | None]
     prompts: Sequence[Sequence[MemberPrompt]]
@@ -191,8 +198,10 @@ class Loop:
             token = int(value)
             silent = token in ends or token >= len(table) or roles[token] is not None
             data = b"" if silent else table[token] or b""
-            record = TokenRecord(token, data, logprob, {voice.member.name: logprob}, fused=False)
-            chosen.append(Chosen(-1 if token in ends else token, record))
+            said: dict[str, float | None] = {voice.member.name: logprob}
+            named = None if token in ends else token
+            record = TokenRecord(named, data, logprob, said, fused=False)
+            chosen.append(Chosen(-1 if named is None else token, record))
         return chosen
 
     def _distributions(self, rows: list[Row]) -> list[MemberDistribution]:
@@ -211,12 +220,11 @@ class Loop:
         """[B, voices] weights after fragments, abstention and open boundaries."""
         device = self._logits[0].device
         base = torch.tensor([self._task.weights], device=device).expand(len(rows), -1)
-        fragment = torch.tensor([row.fragment for row in rows], device=device)
-        abstain = [
-            d.abstain.to(device) | (fragment & (place > 0))
-            for place, d in enumerate(distributions)
-            if d.abstain is not None
-        ]
+        abstain = [d.abstain.to(device) for d in distributions if d.abstain is not None]
+        for place in range(1, len(abstain)):
+            silent = [row.fragment or row.starts_apart(place) for row in rows]
+            if any(silent):
+                abstain[place] = abstain[place] | torch.tensor(silent, device=device)
         boundary = []
         for place, tracker in enumerate(self._trackers):
             if tracker is None:
@@ -234,7 +242,8 @@ class Loop:
         distributions = self._distributions(rows)
         weights = self._weights(rows, distributions)
         assert task.fuser is not None  # more than one voice
-        fused = task.fuser(*self._spread(distributions, weights))
+        spread_out = spread(distributions, weights, task.places, task.num_members)
+        fused = or_end(task.fuser(*spread_out))
         main = task.voices[0].keys
         assert main is not None  # more than one voice
         ids = [self._main_ids(b) for b in range(len(rows))] if task.sampling.penalty else []
@@ -251,15 +260,6 @@ class Loop:
         voices = (weights > 0).sum(-1)
         packed = torch.stack([t.double() for t in (key, logprob, voices, *said)], -1)
         return [self._record(values, row) for values, row in zip(packed.cpu().tolist(), weights, strict=True)]
-
-    def _spread(
-        self, distributions: Sequence[MemberDistribution], weights: Tensor
-    ) -> tuple[list[MemberDistribution | None], Tensor]:
-        """Put voices at their places in the alignment; members that are not run stay None."""
-        size = max(self._task.places) + 1
-        keys = self._task.voices[0].keys
-        assert keys is not None  # more than one voice
-        return spread(distributions, weights, self._task.places, size)
 
     def _say(self, place: int, distribution: MemberDistribution, key: Tensor) -> Tensor:
         """[B] a voice's own log-probability of the chosen key."""
@@ -413,6 +413,12 @@ class Loop:
             )
             for row in self.rows
         ]
+
+
+def or_end(fused: FusedDistribution) -> FusedDistribution:
+    """Where no key and no END has any mass left, only END can come."""
+    dead = (fused.logprobs.amax(-1) == -torch.inf) & (fused.end == -torch.inf)
+    return replace(fused, end=torch.where(dead, 0.0, fused.end))
 
 
 def spread(

@@ -113,6 +113,14 @@ class Row:
         """Bytes of the answer before an unfinished character."""
         return complete_length(self.answer)
 
+    def starts_apart(self, place: int) -> bool:
+        """Whether the answer has not begun and main and a voice begin a text differently.
+
+        One begins with a space that is no byte of the text, the other does not: their first keys
+        cannot be compared, so the voice abstains once.
+        """
+        return not self.answer and self.tracks[place].lead != self.tracks[0].lead
+
     def text(self, start: int, end: int) -> str:
         """Decode some complete bytes; bytes that can never be text show as U+FFFD (one voice)."""
         errors = "replace" if self.one_voice else "strict"

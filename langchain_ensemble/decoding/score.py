@@ -1,0 +1,214 @@
+"""The fused log-likelihood of a given text, teacher-forced along main's canonical ids.
+
+It is the probability of one spelling: comparable within one fusion. END is a competitor at every
+position but is not scored after the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from langchain_ensemble.constraints.utf8 import START, state_after
+from langchain_ensemble.decoding.boundary import BoundaryTracker
+from langchain_ensemble.decoding.choose import effective_weights
+from langchain_ensemble.decoding.loop import spread
+from langchain_ensemble.decoding.protocols import Voice
+from langchain_ensemble.decoding.reading import Reader, Stand, stands
+from langchain_ensemble.decoding.records import Score
+from langchain_ensemble.errors import ConfigError
+from langchain_ensemble.fusion.base import Fuser, MemberDistribution, member_distribution
+from langchain_ensemble.members.base import MemberPrompt
+
+ROWS_AT_ONCE = 64
+
+
+
+
+class Scorer:
+    """One text, read once by every voice."""
+
+    def __init__(
+        self,
+        voices: Sequence[Voice],
+        prompts: Sequence[MemberPrompt],
+        text: str,
+    ) -> None:
+        """Tokenise the text for every voice; nothing is run yet.
+
+        Args:
+            voices: Main first; one voice is scored raw.
+            prompts: One a voice.
+            text: What is scored.
+
+        Raises:
+            ConfigError: Main cannot spell the text.
+        """
+        self._voices, self._text = voices, text
+        self._data = text.encode()
+        main = voices[0]
+        self._lead = [int(p.text_start and v.vocabulary.dummy_prefix) for v, p in zip(voices, prompts, strict=True)]
+        whole = main.vocabulary.encode(" " * self._lead[0] + text)
+        if whole.unknown and len(voices) > 1:
+            raise ConfigError(
+                f"member {main.member.name!r} cannot spell {whole.unknown} character(s) of the text; "
+                "choose another main= or remove them"
+            )
+        self._ids = whole.ids
+        starts = [0, *(max(0, end - self._lead[0]) for end in whole.ends[:-1])][: len(self._ids)]
+        self._starts = starts
+        self._states = [state_after(self._data[_char_start(self._data, s) : s]) for s in starts]
+        positions = [
+            None if state != START else start
+            for start, state in zip(starts, self._states, strict=True)
+        ]
+        plans = [
+            stands(voice, prompt, text, self._ids, positions)
+            for voice, prompt in zip(voices, prompts, strict=True)
+        ]
+        self._stands = [plan for _, plan in plans]
+        self._readers = [
+            Reader(voice, prompt, ids)
+            for voice, prompt, (ids, _) in zip(voices, prompts, plans, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def run(
+        self,
+        weights: Sequence[float],
+        fuser: Fuser | None,
+        places: Sequence[int],
+        num_members: int,
+        weigh_boundaries: bool,
+    ) -> Score:
+        """Read the text and add up its log-probability.
+
+        Args:
+            weights: One a voice.
+            fuser: The fusion; None with one voice.
+            places: Each voice's place among the members the fuser was built for.
+            num_members: How many those are.
+            weigh_boundaries: Whether open boundaries discount auxiliaries.
+
+        Returns:
+            The score.
+        """
+        trackers = [
+            BoundaryTracker(v.sorted_keys, 1, [lead])
+            if weigh_boundaries and v.sorted_keys is not None
+            else None
+            for v, lead in zip(self._voices, self._lead, strict=True)
+        ]
+        total, greedy = 0.0, True
+        try:
+            for at in range(0, len(self._ids), ROWS_AT_ONCE):
+                end = min(at + ROWS_AT_ONCE, len(self._ids))
+                logits = [
+                    reader.logits(plan[at:end])
+                    for reader, plan in zip(self._readers, self._stands, strict=True)
+                ]
+                if fuser is None:
+                    got, best = self._raw(at, end, logits[0])
+                else:
+                    spread_out = self._distributions(at, end, logits, weights, trackers)
+                    wide = spread(*spread_out, places, num_members)
+                    got, best = self._fused(at, end, fuser, wide)
+                values = torch.stack([got.double(), best.double()]).cpu()
+                total += float(values[0].sum())
+                greedy = greedy and bool(values[1].all())
+        finally:
+            for reader in self._readers:
+                reader.close()
+        num_bytes = len(self._data)
+        bits = -total / (num_bytes * math.log(2)) if num_bytes else 0.0
+        windows = max(reader.windows for reader in self._readers)
+        return Score(total, num_bytes, bits, len(self._ids), greedy, windows)
+
+    def _raw(self, at: int, end: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Main alone: its raw log-softmax."""
+        target = torch.tensor(self._ids[at:end], device=logits.device)
+        got = torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
+        return got, logits.argmax(-1) == target
+
+    def _fused(
+        self,
+        at: int,
+        end: int,
+        fuser: Fuser,
+        wide: tuple[list[MemberDistribution | None], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        keys = self._voices[0].keys
+        assert keys is not None  # more than one voice
+        distributions, weights = wide
+        ids = torch.tensor(self._ids[at:end], device=weights.device)
+        target = keys.representative[ids]
+        got = fuser.score(distributions, weights, target)
+        fused = fuser(distributions, weights)
+        best = fused.logprob_of(target) >= torch.maximum(fused.logprobs.amax(-1), fused.end)
+        return got, best
+
+    def _distributions(
+        self,
+        at: int,
+        end: int,
+        logits: Sequence[Tensor],
+        base: Sequence[float],
+        trackers: Sequence[BoundaryTracker | None],
+    ) -> tuple[list[MemberDistribution], Tensor]:
+        """Every voice's distributions and the effective weights of the rows."""
+        device = logits[0].device
+        distributions, abstain, boundary = [], [], []
+        for place, voice in enumerate(self._voices):
+            assert voice.keys is not None and voice.allowed is not None  # more than one voice
+            states = self._states[at:end] if place == 0 else [START] * (end - at)
+            mask = voice.allowed[torch.tensor(states, device=voice.allowed.device)]
+            got = member_distribution(logits[place], voice.keys, mask)
+            plan = self._stands[place][at:end]
+            silent = torch.tensor(
+                [s is None or self._starts_apart(place, at + n) for n, s in enumerate(plan)]
+            )
+            assert got.abstain is not None  # dense distributions say so
+            distributions.append(got)
+            abstain.append(got.abstain.to(device) | silent.to(device))
+            boundary.append(self._boundaries(trackers[place], got, at, plan).to(device))
+        weights = torch.tensor([list(base)], device=device).expand(end - at, -1)
+        effective = effective_weights(weights, torch.stack(abstain, -1), torch.stack(boundary, -1))
+        return distributions, effective
+
+    def _starts_apart(self, place: int, row: int) -> bool:
+        return row == 0 and self._lead[place] != self._lead[0]
+
+    def _boundaries(
+        self,
+        tracker: BoundaryTracker | None,
+        distribution: MemberDistribution,
+        at: int,
+        plan: Sequence[Stand | None],
+    ) -> Tensor:
+        """[N] c_i of one voice, position by position."""
+        if tracker is None:
+            return torch.ones(len(plan))
+        weighed = []
+        for n, stand in enumerate(plan):
+            row = replace(
+                distribution,
+                logprobs=distribution.logprobs[n : n + 1],
+                end=distribution.end[n : n + 1],
+            )
+            answer = self._data[: self._starts[at + n]]
+            weighed.append(tracker.observe(row, [answer], [stand is not None]))
+        return torch.cat(weighed)
+
+
+def _char_start(data: bytes, end: int) -> int:
+    """Where the character that the byte before ``end`` belongs to begins (``end`` if none is open)."""
+    start = end
+    while start > 0 and end - start < 3 and 0x80 <= data[start - 1] < 0xC0:
+        start -= 1
+    if start > 0 and data[start - 1] >= 0xC0:
+        return start - 1
+    return end
