@@ -70,3 +70,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(repr(n) for n in names) or "none"
     return f"unknown {kind} {name!r}.{hint} Known: {listed}."
+
+
+class EnsembleWarning(UserWarning):
+    """Something that the caller should know, and that is no error."""
