@@ -17,10 +17,10 @@ from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import REJECT, START, next_states
 from langchain_ensemble.decoding.engine import Decoding, Engine
-from langchain_ensemble.decoding.loop import Task
 from langchain_ensemble.decoding.protocols import Sampling, Voice
 from langchain_ensemble.decoding.records import Answer, Score
 from langchain_ensemble.decoding.score import Scorer
+from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
 from langchain_ensemble.fusion import get_fusion
 from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext, MemberKeys
@@ -168,7 +168,9 @@ class Ensemble:
         allowed = states != REJECT
         allowed[START, keys.end_ids.to(member.device)] = True
         allowed[1:, keys.end_ids.to(member.device)] = False  # no END inside a character
-        if not verbatim:  # a key that main lacks cannot be held by main unless it is whole characters
+        if (
+            not verbatim
+        ):  # a key that main lacks cannot be held by main unless it is whole characters
             foreign = keys.to_union.to(member.device) >= main.logits_width
             allowed[START] &= ~foreign | (states[START] == START)
         weigh = self.params.open_boundaries == "discount" and not verbatim

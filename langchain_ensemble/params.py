@@ -252,7 +252,9 @@ def name_members(value: Any) -> tuple[Member, ...]:
         elif isinstance(item, Mapping):
             member = Member(**item)
         else:
-            raise ConfigError(f"member {key or item!r} is {item!r}; give a Hub id, a folder or Member(...)")
+            raise ConfigError(
+                f"member {key or item!r} is {item!r}; give a Hub id, a folder or Member(...)"
+            )
         if key is not None and member.name not in (None, key):
             raise ConfigError(f"member {key!r} also calls itself {member.name!r}; give one name")
         name = key or member.name
@@ -311,8 +313,15 @@ def resolve_weights(weights: Any, names: Sequence[str]) -> tuple[float, ...]:
                 f"({', '.join(map(repr, names))}); give one for each"
             )
     for name, value in zip(names, values, strict=True):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise ConfigError(f"weight of member {name!r} is {value!r}; it must be a number of at least 0")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or value < 0
+        ):
+            raise ConfigError(
+                f"weight of member {name!r} is {value!r}; it must be a number of at least 0"
+            )
     total = math.fsum(values)
     if abs(total - 1.0) > 1e-6:
         listed = ", ".join(f"{n}={v}" for n, v in zip(names, values, strict=True))

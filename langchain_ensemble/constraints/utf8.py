@@ -61,7 +61,8 @@ def complete_length(data: bytes | bytearray) -> int:
     """Length of the longest prefix that ends between characters.
 
     Args:
-        data: Valid UTF-8, possibly cut inside its last character.
+        data: UTF-8, possibly cut inside its last character. Bytes that can never become valid
+            count as finished.
 
     Returns:
         Number of bytes before the unfinished character.
@@ -72,7 +73,8 @@ def complete_length(data: bytes | bytearray) -> int:
         if byte < 0x80:
             return len(data)
         if byte >= 0xC0:
-            return len(data) if state_after(tail[-back:]) == START else len(data) - back
+            finished = state_after(tail[-back:]) in (START, REJECT)
+            return len(data) if finished else len(data) - back
     return len(data)
 
 

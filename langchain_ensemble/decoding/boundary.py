@@ -58,7 +58,9 @@ class BoundaryTracker:
         device = distribution.logprobs.device
         if self._sums is None or self._path is None:
             rows, width = len(answers), len(self._keys.order)
-            self._sums = torch.zeros(rows, BOUNDARIES, width + 1, dtype=torch.float64, device=device)
+            self._sums = torch.zeros(
+                rows, BOUNDARIES, width + 1, dtype=torch.float64, device=device
+            )
             self._path = torch.zeros(rows, BOUNDARIES, dtype=torch.float64, device=device)
         lookups = [
             self._look_up(row, answer) if on else None
@@ -122,7 +124,9 @@ class BoundaryTracker:
         rows = [row for row, on in enumerate(active) if on]
         if not rows:
             return
-        probs = distribution.logprobs[rows][:, self._keys.order.to(self._sums.device)].double().exp()
+        probs = (
+            distribution.logprobs[rows][:, self._keys.order.to(self._sums.device)].double().exp()
+        )
         running = probs.cumsum(-1)  # [R, K]
         for number, row in enumerate(rows):
             position = len(answers[row])

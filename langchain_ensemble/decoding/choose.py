@@ -44,7 +44,10 @@ def effective_weights(weights: Tensor, abstain: Tensor, boundary: Tensor) -> Ten
 
 
 def penalised(
-    fused: FusedDistribution, end_column: Tensor, keys: MemberKeys, ids: Sequence[Sequence[int]],
+    fused: FusedDistribution,
+    end_column: Tensor,
+    keys: MemberKeys,
+    ids: Sequence[Sequence[int]],
     sampling: Sampling,
 ) -> Tensor:
     """Scores [N, S + 1] (END last) after the repetition penalty over main's ids.
@@ -82,7 +85,9 @@ def penalised(
     return torch.cat([back, end_column], -1)
 
 
-def draw(scores: Tensor, sampling: Sampling, generators: Sequence[torch.Generator] | None) -> Tensor:
+def draw(
+    scores: Tensor, sampling: Sampling, generators: Sequence[torch.Generator] | None
+) -> Tensor:
     """Choose a column of every row.
 
     Args:

@@ -12,8 +12,9 @@ from typing import Self
 
 import torch
 
-from langchain_ensemble.decoding.loop import Loop, Task
+from langchain_ensemble.decoding.loop import Loop
 from langchain_ensemble.decoding.records import Answer, Finish, Piece, TokenRecord, Usage
+from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import MemoryLimitError
 
 

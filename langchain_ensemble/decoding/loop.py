@@ -9,70 +9,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from langchain_ensemble.constraints.stop import StopScanner
+from langchain_ensemble.constraints.utf8 import START
 from langchain_ensemble.decoding.boundary import BoundaryTracker
-from langchain_ensemble.decoding.choose import (
-    draw,
-    effective_weights,
-    generators_for,
-    penalised,
+from langchain_ensemble.decoding.choose import draw, generators_for, penalised
+from langchain_ensemble.decoding.fusing import (
+    keys_of,
+    or_end,
+    row_weights,
+    say,
+    spread,
+    voice_distribution,
 )
-from langchain_ensemble.decoding.protocols import Sampling, Voice, Warn
 from langchain_ensemble.decoding.records import Finish, Piece, TokenRecord, Usage
 from langchain_ensemble.decoding.state import Row, Track
+from langchain_ensemble.decoding.task import Chosen, Task
 from langchain_ensemble.errors import DeadlineError
-from langchain_ensemble.fusion.base import (
-    FusedDistribution,
-    Fuser,
-    MemberDistribution,
-    member_distribution,
-)
+from langchain_ensemble.fusion.base import MemberDistribution
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
-from langchain_ensemble.params import RequestParams
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What one step chose for one row, on the host."""
-
-    key: int  # union key, or main's raw id with one voice; -1 is END
-    record: TokenRecord
-
-
-@dataclass(frozen=True)
-class Task:
-    """One request, ready to be decoded.
-
-    Attributes:
-        voices: Members with weight, main first (main also at weight 0).
-        weights: One a voice.
-        places: Position of each voice among the members that ``fuser`` was built for.
-        num_members: How many those are.
-        fuser: The fusion; None with one voice.
-        key_bytes: Bytes of every union key (None: no key); empty with one voice.
-        prompts: [prompt][voice].
-        request: The request's settings.
-        sampling: Processors of the request.
-        weigh_boundaries: Whether open boundaries discount auxiliaries.
-        warn: Called with a sentence when something is worth knowing.
-    """
-
-    voices: tuple[Voice, ...]
-    weights: tuple[float, ...]
-    places: tuple[int, ...]
-    num_members: int
-    fuser: Fuser | None
-    key_bytes: Sequence[bytes | None]
-    prompts: Sequence[Sequence[MemberPrompt]]
-    request: RequestParams
-    sampling: Sampling
-    weigh_boundaries: bool
-    warn: Warn
 
 
 class Loop:
@@ -204,74 +162,48 @@ class Loop:
             chosen.append(Chosen(-1 if named is None else token, record))
         return chosen
 
-    def _distributions(self, rows: list[Row]) -> list[MemberDistribution]:
-        """Every voice's distribution over its keys, bytes that cannot be completed masked."""
-        distributions = []
-        for place, voice in enumerate(self._task.voices):
-            assert voice.keys is not None and voice.allowed is not None  # more than one voice
-            states = [row.utf8 if place == 0 else 0 for row in rows]
-            mask = voice.allowed[states[0]]
-            if any(s != states[0] for s in states):
-                mask = voice.allowed[torch.tensor(states, device=mask.device)]
-            distributions.append(member_distribution(self._logits[place], voice.keys, mask))
-        return distributions
-
-    def _weights(self, rows: list[Row], distributions: Sequence[MemberDistribution]) -> Tensor:
-        """[B, voices] weights after fragments, abstention and open boundaries."""
-        device = self._logits[0].device
-        base = torch.tensor([self._task.weights], device=device).expand(len(rows), -1)
-        abstain = [d.abstain.to(device) for d in distributions if d.abstain is not None]
-        for place in range(1, len(abstain)):
-            silent = [row.fragment or row.starts_apart(place) for row in rows]
-            if any(silent):
-                abstain[place] = abstain[place] | torch.tensor(silent, device=device)
-        boundary = []
-        for place, tracker in enumerate(self._trackers):
-            if tracker is None:
-                boundary.append(torch.ones(len(rows), device=device))
-                continue
-            answers = [row.answer for row in rows]
-            here = [not row.fragment for row in rows]
-            boundary.append(tracker.observe(distributions[place], answers, here).to(device))
-        return effective_weights(base, torch.stack(abstain, -1), torch.stack(boundary, -1))
+    def _boundaries(
+        self, rows: list[Row], distributions: Sequence[MemberDistribution]
+    ) -> list[Tensor | None]:
+        """c_i of every voice that can be asked what follows half a token."""
+        answers = [row.answer for row in rows]
+        here = [not row.fragment for row in rows]
+        return [
+            None if tracker is None else tracker.observe(distribution, answers, here)
+            for tracker, distribution in zip(self._trackers, distributions, strict=True)
+        ]
 
     def _choose_fused(self) -> list[Chosen]:
         """More than one voice: fuse over keys, choose one, read each voice's say on it."""
         task = self._task
         rows = [self.rows[number] for number in self._active]
-        distributions = self._distributions(rows)
-        weights = self._weights(rows, distributions)
+        main, _ = keys_of(task.voices[0])
+        distributions = [
+            voice_distribution(v, self._logits[p], [r.utf8 if p == 0 else START for r in rows])
+            for p, v in enumerate(task.voices)
+        ]
+        silent = [
+            [p > 0 and (r.fragment or r.starts_apart(p)) for r in rows]
+            for p in range(len(task.voices))
+        ]
+        boundary = self._boundaries(rows, distributions)
+        weights = row_weights(task.weights, distributions, silent, boundary)
         assert task.fuser is not None  # more than one voice
-        spread_out = spread(distributions, weights, task.places, task.num_members)
-        fused = or_end(task.fuser(*spread_out))
-        main = task.voices[0].keys
-        assert main is not None  # more than one voice
+        fused = or_end(task.fuser(*spread(distributions, weights, task.places, task.num_members)))
         ids = [self._main_ids(b) for b in range(len(rows))] if task.sampling.penalty else []
         scores = penalised(fused, fused.end[:, None], main, ids, task.sampling)
         column = draw(scores, task.sampling, self._row_generators())  # [B]
         width = fused.logprobs.shape[-1]
-        inside = column.clamp_max(width - 1)
-        key = inside if fused.keys is None else fused.keys.gather(1, inside[:, None])[:, 0]
-        key = torch.where(column < width, key, -1)
-        logprob = torch.where(
-            column < width, fused.logprobs.gather(1, inside[:, None])[:, 0], fused.end
-        )
-        said = [self._say(place, d, key) for place, d in enumerate(distributions)]
-        voices = (weights > 0).sum(-1)
-        packed = torch.stack([t.double() for t in (key, logprob, voices, *said)], -1)
-        return [self._record(values, row) for values, row in zip(packed.cpu().tolist(), weights, strict=True)]
+        inside = column.clamp_max(width - 1)[:, None]
+        key = inside if fused.keys is None else fused.keys.gather(1, inside)
+        is_key = column < width
+        key = torch.where(is_key, key[:, 0], -1)
+        logprob = torch.where(is_key, fused.logprobs.gather(1, inside)[:, 0], fused.end)
+        said = [say(v, d, key) for v, d in zip(task.voices, distributions, strict=True)]
+        packed = torch.stack([t.double() for t in (key, logprob, (weights > 0).sum(-1), *said)], -1)
+        return [self._record(values) for values in packed.cpu().tolist()]  # the one transfer
 
-    def _say(self, place: int, distribution: MemberDistribution, key: Tensor) -> Tensor:
-        """[B] a voice's own log-probability of the chosen key."""
-        keys = self._task.voices[place].keys
-        assert keys is not None  # more than one voice
-        chosen = key.to(distribution.logprobs.device)
-        token = keys.from_union[chosen.clamp_min(0)]
-        own = distribution.logprobs.gather(1, token.clamp_min(0)[:, None])[:, 0]
-        own = torch.where(token < 0, -torch.inf, own)
-        return torch.where(chosen < 0, distribution.end, own).to(key.device)
-
-    def _record(self, values: list[float], weights: Tensor) -> Chosen:
+    def _record(self, values: list[float]) -> Chosen:
         key = int(values[0])
         data = b"" if key < 0 else self._task.key_bytes[key] or b""
         width = self._task.voices[0].member.logits_width
@@ -413,33 +345,3 @@ class Loop:
             )
             for row in self.rows
         ]
-
-
-def or_end(fused: FusedDistribution) -> FusedDistribution:
-    """Where no key and no END has any mass left, only END can come."""
-    dead = (fused.logprobs.amax(-1) == -torch.inf) & (fused.end == -torch.inf)
-    return replace(fused, end=torch.where(dead, 0.0, fused.end))
-
-
-def spread(
-    distributions: Sequence[MemberDistribution], weights: Tensor, places: Sequence[int], size: int
-) -> tuple[list[MemberDistribution | None], Tensor]:
-    """Put some voices at their places among all members.
-
-    Args:
-        distributions: One a voice.
-        weights: [N, voices].
-        places: Each voice's place in the alignment.
-        size: How many places there are.
-
-    Returns:
-        One entry a member (None: not run) and [N, size] weights.
-    """
-    if len(places) == size:
-        return list(distributions), weights
-    entries: list[MemberDistribution | None] = [None] * size
-    wide = weights.new_zeros(len(weights), size)
-    for column, place in enumerate(places):
-        entries[place] = distributions[column]
-        wide[:, place] = weights[:, column]
-    return entries, wide

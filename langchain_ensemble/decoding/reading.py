@@ -33,7 +33,11 @@ class Stand:
 
 
 def stands(
-    voice: Voice, prompt: MemberPrompt, text: str, main_ids: Sequence[int], positions: Sequence[int | None]
+    voice: Voice,
+    prompt: MemberPrompt,
+    text: str,
+    main_ids: Sequence[int],
+    positions: Sequence[int | None],
 ) -> tuple[list[int], list[Stand | None]]:
     """Plan what one voice has to read.
 

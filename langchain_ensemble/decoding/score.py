@@ -15,18 +15,15 @@ from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import START, state_after
 from langchain_ensemble.decoding.boundary import BoundaryTracker
-from langchain_ensemble.decoding.choose import effective_weights
-from langchain_ensemble.decoding.loop import spread
+from langchain_ensemble.decoding.fusing import keys_of, row_weights, spread, voice_distribution
 from langchain_ensemble.decoding.protocols import Voice
 from langchain_ensemble.decoding.reading import Reader, Stand, stands
 from langchain_ensemble.decoding.records import Score
 from langchain_ensemble.errors import ConfigError
-from langchain_ensemble.fusion.base import Fuser, MemberDistribution, member_distribution
+from langchain_ensemble.fusion.base import Fuser, MemberDistribution
 from langchain_ensemble.members.base import MemberPrompt
 
 ROWS_AT_ONCE = 64
-
-
 
 
 class Scorer:
@@ -51,7 +48,10 @@ class Scorer:
         self._voices, self._text = voices, text
         self._data = text.encode()
         main = voices[0]
-        self._lead = [int(p.text_start and v.vocabulary.dummy_prefix) for v, p in zip(voices, prompts, strict=True)]
+        self._lead = [
+            int(p.text_start and v.vocabulary.dummy_prefix)
+            for v, p in zip(voices, prompts, strict=True)
+        ]
         whole = main.vocabulary.encode(" " * self._lead[0] + text)
         if whole.unknown and len(voices) > 1:
             raise ConfigError(
@@ -141,8 +141,7 @@ class Scorer:
         fuser: Fuser,
         wide: tuple[list[MemberDistribution | None], Tensor],
     ) -> tuple[Tensor, Tensor]:
-        keys = self._voices[0].keys
-        assert keys is not None  # more than one voice
+        keys, _ = keys_of(self._voices[0])
         distributions, weights = wide
         ids = torch.tensor(self._ids[at:end], device=weights.device)
         target = keys.representative[ids]
@@ -160,24 +159,17 @@ class Scorer:
         trackers: Sequence[BoundaryTracker | None],
     ) -> tuple[list[MemberDistribution], Tensor]:
         """Every voice's distributions and the effective weights of the rows."""
-        device = logits[0].device
-        distributions, abstain, boundary = [], [], []
+        distributions, silent, boundary = [], [], []
         for place, voice in enumerate(self._voices):
-            assert voice.keys is not None and voice.allowed is not None  # more than one voice
             states = self._states[at:end] if place == 0 else [START] * (end - at)
-            mask = voice.allowed[torch.tensor(states, device=voice.allowed.device)]
-            got = member_distribution(logits[place], voice.keys, mask)
+            got = voice_distribution(voice, logits[place], states)
             plan = self._stands[place][at:end]
-            silent = torch.tensor(
+            distributions.append(got)
+            silent.append(
                 [s is None or self._starts_apart(place, at + n) for n, s in enumerate(plan)]
             )
-            assert got.abstain is not None  # dense distributions say so
-            distributions.append(got)
-            abstain.append(got.abstain.to(device) | silent.to(device))
-            boundary.append(self._boundaries(trackers[place], got, at, plan).to(device))
-        weights = torch.tensor([list(base)], device=device).expand(end - at, -1)
-        effective = effective_weights(weights, torch.stack(abstain, -1), torch.stack(boundary, -1))
-        return distributions, effective
+            boundary.append(self._boundaries(trackers[place], got, at, plan))
+        return distributions, row_weights(base, distributions, silent, boundary)
 
     def _starts_apart(self, place: int, row: int) -> bool:
         return row == 0 and self._lead[place] != self._lead[0]
@@ -188,10 +180,10 @@ class Scorer:
         distribution: MemberDistribution,
         at: int,
         plan: Sequence[Stand | None],
-    ) -> Tensor:
-        """[N] c_i of one voice, position by position."""
+    ) -> Tensor | None:
+        """[N] c_i of one voice, position by position; None where it is 1."""
         if tracker is None:
-            return torch.ones(len(plan))
+            return None
         weighed = []
         for n, stand in enumerate(plan):
             row = replace(

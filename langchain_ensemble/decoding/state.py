@@ -158,11 +158,16 @@ class Row:
 
     def mark(self) -> tuple[object, ...]:
         """Remember the state."""
-        tracks = [
-            (list(t.ids), list(t.ends), t.canonical, t.text, t.unknown) for t in self.tracks
-        ]
-        return (bytes(self.answer), len(self.records), self.utf8, self.given, self.scanned,
-                self.finish, tracks)
+        tracks = [(list(t.ids), list(t.ends), t.canonical, t.text, t.unknown) for t in self.tracks]
+        return (
+            bytes(self.answer),
+            len(self.records),
+            self.utf8,
+            self.given,
+            self.scanned,
+            self.finish,
+            tracks,
+        )
 
     def rollback(self, mark: tuple[object, ...]) -> None:
         """Return to a remembered state; only text not yet given can be taken back."""
