@@ -1,0 +1,1 @@
+"""What the LangChain classes share: settings, one engine for equal settings, runs, outputs."""

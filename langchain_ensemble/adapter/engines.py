@@ -1,0 +1,163 @@
+"""One engine for equal settings, and the one place that imports it.
+
+``configurable_fields`` builds the class anew on every call, ``model_copy``, pickle and deepcopy
+make more of them. So an LLM object never owns an engine: it holds a :class:`Lease` of an
+:class:`_Handle` that all LLM objects of the same fixed settings share, and that lives as long as
+one of them does. The import of ``ensemble`` (seconds: torch, transformers) happens at first use.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from langchain_ensemble.errors import EnsembleWarning
+from langchain_ensemble.params import EnsembleParams
+
+if TYPE_CHECKING:
+    from langchain_ensemble.ensemble import Ensemble
+
+logger = logging.getLogger(__name__)
+
+_handles: weakref.WeakValueDictionary[tuple[Any, ...], _Handle] = weakref.WeakValueDictionary()
+_handles_lock = threading.Lock()
+
+
+def build_engine(params: EnsembleParams, fusion: Any | None) -> Ensemble:
+    """Make an engine; nothing is loaded yet.
+
+    Args:
+        params: The fixed settings.
+        fusion: A fusion object of the user's, or None for the one that ``params`` names.
+
+    Returns:
+        The engine.
+
+    Raises:
+        ConfigError: The settings contradict each other.
+    """
+    from langchain_ensemble.ensemble import Ensemble  # the lazy import of torch and transformers
+
+    return Ensemble(params, fusion=fusion)
+
+
+class _User:
+    """Somebody who may be counted; as long-lived as the lease it stands for."""
+
+
+class _Handle:
+    """One engine, made when first asked for; freed with the last LLM object that may use it."""
+
+    def __init__(self, params: EnsembleParams, fusion: Any | None) -> None:
+        self.params = params
+        self.fusion = fusion  # held, so that its id stays its own
+        self.token = uuid.uuid4().hex  # identifies a fusion object in cache keys
+        self._users: weakref.WeakSet[_User] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._engine: Ensemble | None = None
+        self._warned = False
+
+    def engine(self, user: _User | None = None) -> Ensemble:
+        with self._lock:
+            if user is not None:
+                self._users.add(user)
+            if self._engine is None:
+                self._engine = build_engine(self.params, self.fusion)
+                weakref.finalize(self, self._engine.unload).atexit = False
+            return self._engine
+
+    def warn_of_chat_templates(self) -> None:
+        with self._lock:
+            engine, warned, self._warned = self._engine, self._warned, True
+        names = [] if warned or engine is None else engine.chat_templates()
+        if names:
+            warnings.warn(
+                f"members {', '.join(map(repr, names))} have a chat template, and raw text goes past "
+                "it: an instruct model may ramble or never end. Write the template's text into the "
+                "prompt; applying each member's own template is the work of a chat interface",
+                EnsembleWarning,
+                stacklevel=2,
+            )
+
+    @property
+    def loaded(self) -> bool:
+        return self._engine is not None and self._engine.loaded
+
+    def leave(self, user: _User) -> None:
+        with self._lock:
+            self._users.discard(user)
+            others, engine = len(self._users), self._engine
+        if others:
+            logger.info("weights stay loaded: %d other users of the same ensemble", others)
+        elif engine is not None:
+            engine.unload()
+
+
+def _handle_for(params: EnsembleParams, fusion: Any | None) -> _Handle:
+    tokens = tuple(member.token for member in params.members)
+    key = (params.model_dump_json(), tokens, None if fusion is None else id(fusion))
+    with _handles_lock:
+        handle = _handles.get(key)
+        if handle is None:
+            handle = _handles[key] = _Handle(params, fusion)
+        return handle
+
+
+class Lease:
+    """One LLM object's share of an engine. Copies share the engine, pickles find it again."""
+
+    def __init__(self) -> None:
+        self._handle: _Handle | None = None
+        self._user = _User()
+
+    def attach(self, params: EnsembleParams, fusion: Any | None) -> _Handle:
+        """Hold the handle for these settings; nothing is built.
+
+        Args:
+            params: The LLM object's fixed settings as they are now.
+            fusion: Its fusion object, if it has one.
+
+        Returns:
+            The handle. Where the settings changed while weights were loaded, the new engine loads
+            before the old one lets go, so that weights which both use are not read again.
+        """
+        old, new = self._handle, _handle_for(params, fusion)
+        if old is not None and old is not new and old.loaded:
+            new.engine().load()
+        self._handle = new
+        return new
+
+    def engine(self, params: EnsembleParams, fusion: Any | None) -> Ensemble:
+        """Give the engine, and note that this LLM object uses it."""
+        return self.attach(params, fusion).engine(self._user)
+
+    def warn_of_chat_templates(self) -> None:
+        """Warn once for an engine whose members have chat templates that raw prompts go past."""
+        if self._handle is not None:
+            self._handle.warn_of_chat_templates()
+
+    def release(self) -> None:
+        """Free the weights, unless another LLM object of the same settings uses them."""
+        if self._handle is not None:
+            self._handle.leave(self._user)
+
+    def copy(self) -> Lease:
+        """Share the engine without using it yet."""
+        lease = Lease()
+        lease._handle = self._handle
+        return lease
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lease)  # settings make two LLM objects equal, not who holds what
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Lease:
+        return self.copy()
+
+    def __reduce__(self) -> tuple[type[Lease], tuple[()]]:
+        return (Lease, ())

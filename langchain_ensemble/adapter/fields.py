@@ -1,0 +1,320 @@
+"""The fields and the life of an ensemble, for every LangChain class that is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from langchain_core.load.serializable import Serializable
+from langchain_core.utils import secret_from_env
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+
+from langchain_ensemble.adapter.config import read_config, write_config
+from langchain_ensemble.adapter.engines import Lease
+from langchain_ensemble.adapter.settings import (
+    CONFIG_FIELDS,
+    MEMBER_DEFAULTS,
+    PER_CALL,
+    ensemble_params,
+    fusion_identity,
+    fusion_name,
+    joined_stop,
+    member_config,
+    read_overrides,
+    read_settings,
+)
+from langchain_ensemble.errors import ConfigError, unknown_name
+from langchain_ensemble.params import (
+    DEFAULT_MAX_TOKENS,
+    EnsembleParams,
+    Member,
+    RequestParams,
+    name_members,
+    one_line,
+    resolve_weights,
+)
+
+if TYPE_CHECKING:
+    from langchain_ensemble.decoding.records import Score
+    from langchain_ensemble.ensemble import Ensemble
+
+
+class EnsembleFields(Serializable):
+    """Settings of an ensemble, and its weights' life: ``load``, ``unload``, ``with``, ``score``."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    members: tuple[Member, ...]
+    """Name → Hub id, folder, settings or :class:`Member`; or a list of them (names derived)."""
+    fusion: Any = "deepen"
+    """``"deepen"``, ``"unite"``, ``"gac"``, ``"average"``, a dict of a name and settings, an object."""
+    main: str | None = None
+    """The member whose vocabulary the answer is read in; default: the first."""
+    open_boundaries: Literal["discount", "vote"] = "discount"
+    """Whether an auxiliary that is inside a token of its own votes with less weight."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """For members that do not say otherwise, as the six settings below; see :class:`Member`."""
+    device: str | None = None
+    device_map: str | dict[str, str | int] | None = None
+    quantization: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool | None = None
+    local_files_only: bool | None = None
+    hf_token: SecretStr | None = Field(default_factory=secret_from_env("HF_TOKEN", default=None))
+    """Hub access token for members without one of their own; default: ``HF_TOKEN``."""
+
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    """Decode steps at most. From here on every field may also be given in a call."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    n: int = 1
+    """Answers per prompt (``generate``); ``invoke`` and ``stream`` give the first."""
+    stop: tuple[str, ...] = ()
+    """Texts before which an answer ends; those of a call come on top."""
+    timeout: float | None = None
+    """Seconds until ``DeadlineError``, which carries the partial text."""
+    weights: Literal["uniform"] | dict[str, float] | tuple[float, ...] = "uniform"
+    """Name → weight, or one a member in order; they sum to 1."""
+    logprobs: bool = False
+    """Whether ``generation_info`` carries each token's logprobs, fused and by member."""
+
+    _lease: Lease = PrivateAttr(default_factory=Lease)
+
+    def __init__(self, **data: Any) -> None:
+        """Check everything that can be known without reading a file.
+
+        Raises:
+            ConfigError: Something is unknown, contradictory or out of range.
+        """
+        owner = type(self).__name__
+        settings = read_settings(owner, data, type(self).model_fields)
+        if "members" not in settings:
+            raise ConfigError(
+                f"{owner} needs members=, a list of Hub ids or folders, or name -> id"
+            )
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise ConfigError(one_line(owner, error)) from None
+        if self.device is not None and self.device_map is not None:
+            raise ConfigError(
+                f"{owner} has device={self.device!r} and device_map={self.device_map!r}; "
+                "give one of them"
+            )
+        self.request()
+        self._lease.attach(self.params, self._fusion_object)
+
+    # --- what the engine gets -----------------------------------------------------------------
+
+    @property
+    def params(self) -> EnsembleParams:
+        """What is fixed for the ensemble, from the fields as they are now."""
+        defaults = {name: getattr(self, name) for name in MEMBER_DEFAULTS}
+        defaults["token"] = self.hf_token
+        return ensemble_params(self.members, self.fusion, self.main, self.open_boundaries, defaults)
+
+    @property
+    def _fusion_object(self) -> Any | None:
+        return None if isinstance(self.fusion, str | dict) else self.fusion
+
+    def request(self, stop: Sequence[str] | None = None, **overrides: Any) -> RequestParams:
+        """Give what one call asks for.
+
+        Args:
+            stop: Stop strings of the call; those of the field come first.
+            **overrides: Any other per-call field.
+
+        Returns:
+            The call's settings.
+
+        Raises:
+            ConfigError: A name that is unknown or fixed for an ensemble, or a value out of range.
+        """
+        values = {name: getattr(self, name) for name in PER_CALL}
+        values |= read_overrides(type(self).__name__, overrides)
+        values["stop"] = joined_stop(self.stop, stop)
+        request = RequestParams(**values)
+        resolve_weights(request.weights, self.params.names)
+        return request
+
+    @property
+    def engine(self) -> Ensemble:
+        """The engine, shared by all LLM objects of equal fixed settings; torch is imported now."""
+        return self._lease.engine(self.params, self._fusion_object)
+
+    @property
+    def model_name(self) -> str:
+        """The ensemble's name in results and traces: ``fusion(member+member)``."""
+        return f"{fusion_name(self.fusion)}({'+'.join(self.params.names)})"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides what is said, as JSON, without secrets."""
+        params = self.params
+        request = self.request().model_dump(mode="json")
+        request["stop_strings"] = request.pop("stop")  # LangChain writes the call's into "stop"
+        handle = self._lease.attach(params, self._fusion_object)
+        return {
+            "model_name": self.model_name,
+            "members": {m.name: member_config(m) for m in params.members},
+            "fusion": fusion_identity(self.fusion, handle.token),
+            "main": params.main_name,
+            "open_boundaries": params.open_boundaries,
+            **request,
+        }
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def load(self) -> Self:
+        """Load the members' weights now, instead of at first use; again is free.
+
+        Raises:
+            MemberError: A member cannot be found or loaded.
+            ConfigError: Members and fusion do not fit.
+        """
+        self.engine.load()
+        return self
+
+    def unload(self) -> None:
+        """Free the weights, unless another LLM object uses them; the next call loads again."""
+        self._lease.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.unload()
+
+    def score(
+        self,
+        text: str,
+        prompt: str = "",
+        *,
+        member: str | None = None,
+        weights: Any = None,
+    ) -> Score:
+        """Give a text's log-likelihood, teacher-forced along main's tokens.
+
+        Args:
+            text: What is scored.
+            prompt: What stands before it, not scored.
+            member: Score by this member alone.
+            weights: In place of the field.
+
+        Returns:
+            Log-probability in nats, bits per byte, number of tokens, whether greedy decoding
+            would have said it.
+
+        Raises:
+            ConfigError: An unknown member, weights that do not sum to 1.
+        """
+        names = self.params.names
+        if member is not None and member not in names:
+            raise ConfigError(unknown_name("member", member, names))
+        chosen = self.weights if weights is None else weights
+        resolve_weights(chosen, names)
+        return self.engine.score(text, prompt, weights=chosen, member=member)
+
+    def solo(self, name: str) -> Self:
+        """Give one member alone, over the same loaded weights, with all other settings kept.
+
+        Args:
+            name: The member's name.
+
+        Raises:
+            ConfigError: No member has this name.
+        """
+        names = self.params.names
+        if name not in names:
+            raise ConfigError(unknown_name("member", name, names))
+        alone = tuple(m for m in self.params.members if m.name == name)
+        update = {"members": alone, "fusion": "average", "main": name, "weights": "uniform"}
+        return self.model_copy(update=update)
+
+    # --- copies and files ---------------------------------------------------------------------
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied._lease = self._lease.copy()
+        return copied
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy, with some settings changed; weights are shared, never loaded again.
+
+        Args:
+            update: Settings to change; their names are checked, unlike pydantic's.
+            deep: Whether fields are copied too.
+
+        Raises:
+            ConfigError: An unknown name.
+        """
+        fields = type(self).model_fields
+        checked = read_settings(type(self).__name__, update or {}, fields)
+        return super().model_copy(update=checked, deep=deep)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Yes: ``dumps`` and ``loads`` go round, without secrets."""
+        return True
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """Where a secret is found when an object is loaded."""
+        return {"hf_token": "HF_TOKEN"}
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """Members as plain JSON; their tokens stay out."""
+        return {"members": {str(m.name): member_config(m) for m in name_members(self.members)}}
+
+    @classmethod
+    def from_config(cls, source: str | Path | Mapping[str, Any]) -> Self:
+        """Make an ensemble from a YAML (or JSON) file, or from a mapping.
+
+        Args:
+            source: A path, or the settings themselves, named as the fields are.
+
+        Raises:
+            ConfigError: No such file, not a mapping, or settings that are wrong.
+        """
+        return cls(**read_config(source))
+
+    def to_config(self, path: str | Path | None = None) -> dict[str, Any]:
+        """Give the settings that differ from the defaults, without secrets.
+
+        Args:
+            path: Also write them there, as YAML.
+
+        Returns:
+            A mapping that ``from_config`` reads.
+
+        Raises:
+            ConfigError: ``fusion`` is an object of your own, which is no text.
+        """
+        if self._fusion_object is not None:
+            raise ConfigError(
+                f"fusion is an object of {type(self.fusion).__qualname__}, which a configuration "
+                "cannot hold; keep the object in code and pass it as fusion="
+            )
+        values = {name: getattr(self, name) for name in CONFIG_FIELDS}
+        config = self.lc_attributes | {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value != type(self).model_fields[name].default
+        }
+        if path is not None:
+            write_config(path, config)
+        return config

@@ -1,0 +1,96 @@
+"""Drive one request's decoding, from the caller's thread or from an executor's.
+
+There is no background thread: whoever wants output pumps :meth:`Run.step`, so errors surface in
+the caller at once and nothing goes on when nobody reads. A run may be closed at any moment, also
+while a step (or the loading before the first) is under way in another thread: that thread frees
+the cache as soon as its step ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from langchain_ensemble.decoding.records import Piece, Usage
+    from langchain_ensemble.ensemble import Decoding
+
+
+class Run:
+    """One request. Use as a (possibly async) context manager, then call ``step`` or ``astep``."""
+
+    def __init__(self, start: Callable[[], Decoding]) -> None:
+        """Keep how to start; nothing runs before the first step."""
+        self._start = start
+        self._decoding: Decoding | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self.usage: list[Usage] = []
+
+    def step(self) -> list[Piece] | None:
+        """Decode one step.
+
+        Returns:
+            New text, maybe none; None when every row has finished or the run was closed. Once the
+            last piece was given, ``usage`` holds one entry a row.
+        """
+        with self._lock:
+            pieces = None if self._closed else self._advance()
+        if self._closed:
+            self.close()
+        return pieces
+
+    def _advance(self) -> list[Piece] | None:
+        if self._decoding is None:
+            self._decoding = self._start()
+        if self._decoding.done:
+            self._finish(self._decoding)
+            return None
+        pieces = self._decoding.step()
+        if self._decoding.done:
+            self._finish(self._decoding)
+        return pieces
+
+    def _finish(self, decoding: Decoding) -> None:
+        if not self.usage:
+            self.usage = decoding.usage()
+
+    async def astep(self) -> list[Piece] | None:
+        """Decode one step in the loop's default executor; as :meth:`step`."""
+        return await asyncio.get_running_loop().run_in_executor(None, self.step)
+
+    def close(self) -> None:
+        """Stop and free the cache; at once, or when the step under way in another thread ends."""
+        self._closed = True
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._decoding is not None:
+                    self._decoding.close()
+            finally:
+                self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Run:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        closing = asyncio.get_running_loop().run_in_executor(None, self.close)
+        await asyncio.shield(closing)  # a second cancellation does not stop the closing

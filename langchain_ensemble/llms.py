@@ -1,0 +1,307 @@
+"""``EnsembleLLM``: LangChain sees one LLM, raw text in and raw text out.
+
+This file knows LangChain's contract for an LLM, and nothing about models: everything it says comes
+from one stream of pieces (:class:`~langchain_ensemble.adapter.running.Run`), which feeds
+``invoke``, ``stream``, ``batch`` and their async forms alike. ``import langchain_ensemble`` reads no torch.
+
+Where it departs from ``BaseLLM``: a call's keyword arguments are folded into the object before
+LangChain makes its cache key, which otherwise would not see them, and unknown ones are refused.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    CallbackManagerForLLMRun,
+    Callbacks,
+)
+from langchain_core.language_models import LangSmithParams
+from langchain_core.language_models.llms import BaseLLM
+from langchain_core.load import dumpd
+from langchain_core.outputs import GenerationChunk, LLMResult
+from pydantic import model_validator
+
+from langchain_ensemble._version import __version__
+from langchain_ensemble.adapter.fields import EnsembleFields
+from langchain_ensemble.adapter.outputs import Transcript, next_chunk, whole_result
+from langchain_ensemble.adapter.running import Run
+from langchain_ensemble.adapter.settings import joined_stop, read_overrides
+from langchain_ensemble.errors import ConfigError
+from langchain_ensemble.params import RequestParams
+
+if TYPE_CHECKING:
+    from langchain_ensemble.decoding.engine import Decoding
+
+logger = logging.getLogger(__name__)
+
+
+class EnsembleLLM(BaseLLM, EnsembleFields):
+    r"""Several language models that decode one answer together, as one LangChain LLM.
+
+    Setup:
+        ``pip install langchain-ensemble``; members are Hub ids or local folders. Nothing is
+        downloaded or loaded before the first call or :meth:`load`.
+
+    Instantiate:
+        .. code-block:: python
+
+            from langchain_ensemble import EnsembleLLM, Member
+
+            llm = EnsembleLLM(
+                members={"gpt2": "gpt2",
+                         "pythia": Member("EleutherAI/pythia-1b", dtype="bfloat16")},
+                fusion="unite",                        # or "deepen", "gac", "average", an object
+                weights={"gpt2": 0.4, "pythia": 0.6},  # or "uniform", the default
+                main="pythia",                         # default: the first
+                max_tokens=64,
+            )
+
+    Invoke:
+        .. code-block:: python
+
+            llm.invoke("Once upon a time")
+            llm.invoke("Q: 2+2?\nA:", stop=["\n"], temperature=0.7, seed=1)  # any per-call field
+            llm.batch(["one", "two"])                                        # one padded batch
+
+    Stream:
+        .. code-block:: python
+
+            for text in llm.stream("Once upon a time"):
+                print(text, end="", flush=True)
+
+        Stopping early stops the computation and frees the cache.
+
+    Async:
+        .. code-block:: python
+
+            await llm.ainvoke("Once upon a time")
+            async for text in llm.astream("Once upon a time"): ...
+
+    Result metadata:
+        .. code-block:: python
+
+            result = llm.generate(["Once upon a time"], n=2, logprobs=True)
+            result.llm_output                               # token_usage, model_name
+            result.generations[0][1].generation_info        # finish_reason, usage, logprobs, …
+
+        Tokens are reported to callbacks while streaming only: LangChain hands ``generate`` the
+        callback manager of the first prompt alone, so a batch's tokens would all be counted to it.
+
+    Score:
+        .. code-block:: python
+
+            llm.score(" there was a fox", "Once upon a time").bits_per_byte
+
+    One member alone:
+        .. code-block:: python
+
+            llm.solo("gpt2").invoke("Once upon a time")     # the same loaded weights
+
+    Free:
+        .. code-block:: python
+
+            with EnsembleLLM(members=["gpt2"]) as llm: ...  # or llm.unload()
+
+    Caching: the key holds members, fusion and every per-call setting. With ``temperature`` above 0
+    and no ``seed`` a cache replays the first sample for ever.
+    """
+
+    # --- one stream of pieces -----------------------------------------------------------------
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        request = self.request(stop, **kwargs)
+        rows = [Transcript() for _ in range(len(prompts) * request.n)]
+        with self._run(prompts, request) as run:
+            while (pieces := run.step()) is not None:
+                for piece in pieces:
+                    rows[piece.row].add(piece)
+        return self._result(rows, run, request)
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        request = self.request(stop, **kwargs)
+        rows = [Transcript() for _ in range(len(prompts) * request.n)]
+        async with self._run(prompts, request) as run:
+            while (pieces := await run.astep()) is not None:
+                for piece in pieces:
+                    rows[piece.row].add(piece)
+        return self._result(rows, run, request)
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        request, row = self._stream_request(stop, kwargs), Transcript()
+        with self._run([prompt], request) as run:
+            while (pieces := run.step()) is not None:
+                for piece in pieces:
+                    row.add(piece)
+                chunk = self._chunk(row, run, request)
+                if chunk is not None:
+                    if run_manager:
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        request, row = self._stream_request(stop, kwargs), Transcript()
+        async with self._run([prompt], request) as run:
+            while (pieces := await run.astep()) is not None:
+                for piece in pieces:
+                    row.add(piece)
+                chunk = self._chunk(row, run, request)
+                if chunk is not None:
+                    if run_manager:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+
+    def _run(self, prompts: Sequence[str], request: RequestParams) -> Run:
+        def start() -> Decoding:
+            logger.info(
+                "%s: %d prompts, n=%d, at most %d tokens",
+                self.model_name,
+                len(prompts),
+                request.n,
+                request.max_tokens,
+            )
+            decoding = self.engine.open(prompts, request)
+            self._lease.warn_of_chat_templates()
+            return decoding
+
+        return Run(start)
+
+    def _stream_request(
+        self, stop: Sequence[str] | None, overrides: builtins.dict[str, Any]
+    ) -> RequestParams:
+        if overrides.get("n", 1) != 1:
+            raise ConfigError(
+                f"n={overrides['n']!r} in a stream, which is one answer; use generate or batch"
+            )
+        return self.request(stop, **{**overrides, "n": 1})
+
+    def _chunk(self, row: Transcript, run: Run, request: RequestParams) -> GenerationChunk | None:
+        return next_chunk(row, run.usage, self.model_name, logprobs=request.logprobs)
+
+    def _result(self, rows: list[Transcript], run: Run, request: RequestParams) -> LLMResult:
+        return whole_result(rows, run.usage, request.n, self.model_name, logprobs=request.logprobs)
+
+    # --- a call's settings belong to the cache key --------------------------------------------
+
+    def _with_overrides(self, overrides: builtins.dict[str, Any]) -> Self:
+        if not overrides:
+            return self
+        checked = read_overrides(type(self).__name__, overrides)
+        self.request(**checked)
+        called = self.model_copy(update=checked)
+        called._lease = self._lease
+        return called
+
+    def generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        *,
+        tags: list[str] | list[list[str]] | None = None,
+        metadata: builtins.dict[str, Any] | list[builtins.dict[str, Any]] | None = None,
+        run_name: str | list[str] | None = None,
+        run_id: uuid.UUID | list[uuid.UUID | None] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer a batch of prompts, as ``BaseLLM.generate``; the rest are per-call fields.
+
+        Raises:
+            ConfigError: An unknown argument, or one that is fixed for an ensemble.
+        """
+        return super(EnsembleLLM, self._with_overrides(kwargs)).generate(
+            prompts,
+            stop,
+            callbacks,
+            tags=tags,
+            metadata=metadata,
+            run_name=run_name,
+            run_id=run_id,
+        )
+
+    async def agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        *,
+        tags: list[str] | list[list[str]] | None = None,
+        metadata: builtins.dict[str, Any] | list[builtins.dict[str, Any]] | None = None,
+        run_name: str | list[str] | None = None,
+        run_id: uuid.UUID | list[uuid.UUID | None] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer a batch of prompts, as ``BaseLLM.agenerate``; the rest are per-call fields.
+
+        Raises:
+            ConfigError: An unknown argument, or one that is fixed for an ensemble.
+        """
+        return await super(EnsembleLLM, self._with_overrides(kwargs)).agenerate(
+            prompts,
+            stop,
+            callbacks,
+            tags=tags,
+            metadata=metadata,
+            run_name=run_name,
+            run_id=run_id,
+        )
+
+    # --- what LangChain asks about an LLM -----------------------------------------------------
+
+    @property
+    def _llm_type(self) -> str:
+        return "langchain-ensemble"
+
+    @property
+    def _identifying_params(self) -> builtins.dict[str, Any]:
+        return self.identity
+
+    @property
+    def _serialized(self) -> builtins.dict[str, Any]:  # live: a memo goes stale
+        return cast("builtins.dict[str, Any]", dumpd(self))
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        if "max_new_tokens" in kwargs:
+            kwargs.setdefault("max_tokens", kwargs["max_new_tokens"])
+        stops = list(joined_stop(self.stop, stop))
+        return super()._get_ls_params(stop=stops or None, **kwargs)
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Give main's token ids of a text, without control ids; no weights are loaded."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self.engine.token_ids(text)
+
+    @model_validator(mode="after")
+    def _stamp_ensemble_version(self) -> Self:
+        self._add_version("langchain-ensemble", __version__)
+        return self
