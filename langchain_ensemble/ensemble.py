@@ -53,7 +53,7 @@ class _Built:
 
 
 class Ensemble:
-    """Several members that decode one answer together. Construction is cheap; weights load later."""
+    """Several members that decode one answer together; weights load at first use."""
 
     def __init__(self, params: EnsembleParams, *, fusion: Fusion | None = None) -> None:
         """Check the settings.

@@ -242,32 +242,40 @@ def name_members(value: Any) -> tuple[Member, ...]:
     if not pairs:
         raise ConfigError("members is empty; an ensemble needs at least one member")
     members: list[Member] = []
-    taken: list[str] = []
-    given = [n for n, _ in pairs if n]
+    reserved = [name for name, _ in pairs if name]
     for key, item in pairs:
-        if isinstance(item, Member):
-            member = item
-        elif isinstance(item, str):
-            member = Member(item)
-        elif isinstance(item, Mapping):
-            member = Member(**item)
-        else:
-            raise ConfigError(
-                f"member {key or item!r} is {item!r}; give a Hub id, a folder or Member(...)"
-            )
-        if key is not None and member.name not in (None, key):
-            raise ConfigError(f"member {key!r} also calls itself {member.name!r}; give one name")
-        name = key or member.name
-        if name is None:
-            base = name = derive_name(member.model)
-            number = 2
-            while name in taken or name in given:
-                name, number = f"{base}-{number}", number + 1
-        if name in taken:
+        member = _read_member(key, item)
+        name = key or member.name or _free_name(member.model, reserved, members)
+        if any(m.name == name for m in members):
             raise ConfigError(f"two members are called {name!r}; names must be unique")
-        taken.append(name)
         members.append(member.model_copy(update={"name": name}))
     return tuple(members)
+
+
+def _read_member(key: str | None, item: Any) -> Member:
+    if isinstance(item, Member):
+        member = item
+    elif isinstance(item, str):
+        member = Member(item)
+    elif isinstance(item, Mapping):
+        member = Member(**item)
+    else:
+        raise ConfigError(
+            f"member {key or item!r} is {item!r}; give a Hub id, a folder or Member(...)"
+        )
+    if key is not None and member.name not in (None, key):
+        raise ConfigError(f"member {key!r} also calls itself {member.name!r}; give one name")
+    return member
+
+
+def _free_name(model: str, reserved: Sequence[str], members: Sequence[Member]) -> str:
+    """Derive a name that no other member has."""
+    base = name = derive_name(model)
+    taken = [*reserved, *(m.name for m in members)]
+    number = 2
+    while name in taken:
+        name, number = f"{base}-{number}", number + 1
+    return name
 
 
 def check_fusion_name(fusion: str | Mapping[str, Any]) -> None:
@@ -294,31 +302,15 @@ def resolve_weights(weights: Any, names: Sequence[str]) -> tuple[float, ...]:
         if weights != "uniform":
             raise ConfigError(unknown_name("weights", weights, ["uniform"]))
         return (1.0 / len(names),) * len(names)
-    if isinstance(weights, Mapping):
-        for name in weights:
-            if name not in names:
-                raise ConfigError(unknown_name("member in weights", name, names))
-        missing = [n for n in names if n not in weights]
-        if missing:
-            raise ConfigError(
-                f"weights has no entry for {', '.join(map(repr, missing))}; give one for each of "
-                f"{', '.join(map(repr, names))} (0 switches a member off)"
-            )
-        values = [weights[n] for n in names]
-    else:
-        values = list(weights)
-        if len(values) != len(names):
-            raise ConfigError(
-                f"weights has {len(values)} entries for {len(names)} members "
-                f"({', '.join(map(repr, names))}); give one for each"
-            )
+    values = _weights_by_name(weights, names) if isinstance(weights, Mapping) else list(weights)
+    if len(values) != len(names):
+        raise ConfigError(
+            f"weights has {len(values)} entries for {len(names)} members "
+            f"({', '.join(map(repr, names))}); give one for each"
+        )
     for name, value in zip(names, values, strict=True):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-            or value < 0
-        ):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0:
             raise ConfigError(
                 f"weight of member {name!r} is {value!r}; it must be a number of at least 0"
             )
@@ -327,3 +319,16 @@ def resolve_weights(weights: Any, names: Sequence[str]) -> tuple[float, ...]:
         listed = ", ".join(f"{n}={v}" for n, v in zip(names, values, strict=True))
         raise ConfigError(f"weights sum to {total:.6g} ({listed}); they must sum to 1 within 1e-6")
     return tuple(v / total for v in values)
+
+
+def _weights_by_name(weights: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    for name in weights:
+        if name not in names:
+            raise ConfigError(unknown_name("member in weights", name, names))
+    missing = [n for n in names if n not in weights]
+    if missing:
+        raise ConfigError(
+            f"weights has no entry for {', '.join(map(repr, missing))}; give one for each of "
+            f"{', '.join(map(repr, names))} (0 switches a member off)"
+        )
+    return [weights[n] for n in names]

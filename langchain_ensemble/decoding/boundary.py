@@ -13,6 +13,7 @@ already has, so no forward is added. c_i = 1 where tokenizers are equal (no trac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,7 +44,10 @@ class BoundaryTracker:
         self._path: Tensor | None = None  # [B, slots] float64, log W_b
 
     def observe(
-        self, distribution: MemberDistribution, answers: list[bytes | bytearray], active: list[bool]
+        self,
+        distribution: MemberDistribution,
+        answers: Sequence[bytes | bytearray],
+        active: Sequence[bool],
     ) -> Tensor:
         """Note a new boundary in every active row and weigh it.
 
@@ -58,9 +62,7 @@ class BoundaryTracker:
         device = distribution.logprobs.device
         if self._sums is None or self._path is None:
             rows, width = len(answers), len(self._keys.order)
-            self._sums = torch.zeros(
-                rows, BOUNDARIES, width + 1, dtype=torch.float64, device=device
-            )
+            self._sums = torch.zeros(rows, BOUNDARIES, width + 1, device=device).double()
             self._path = torch.zeros(rows, BOUNDARIES, dtype=torch.float64, device=device)
         lookups = [
             self._look_up(row, answer) if on else None
@@ -87,8 +89,7 @@ class BoundaryTracker:
         self, lookups: list[list[tuple[int, int, int, int]] | None]
     ) -> tuple[Tensor, Tensor]:
         """(c [B] float32, log W_L [B] float64) from the looked-up ranges."""
-        sums, path = self._sums, self._path
-        assert sums is not None and path is not None  # observe() made them
+        sums, path = self._tensors()
         device = sums.device
         index = torch.zeros(len(lookups), BOUNDARIES, 4, dtype=torch.long)
         used = torch.zeros(len(lookups), BOUNDARIES, dtype=torch.bool)
@@ -115,18 +116,17 @@ class BoundaryTracker:
     def _record(
         self,
         distribution: MemberDistribution,
-        answers: list[bytes | bytearray],
-        active: list[bool],
+        answers: Sequence[bytes | bytearray],
+        active: Sequence[bool],
         path: Tensor,
     ) -> None:
         """Keep the running sum of each active row as its newest boundary."""
-        assert self._sums is not None and self._path is not None  # observe() made them
+        sums, paths = self._tensors()
         rows = [row for row, on in enumerate(active) if on]
         if not rows:
             return
-        probs = (
-            distribution.logprobs[rows][:, self._keys.order.to(self._sums.device)].double().exp()
-        )
+        order = self._keys.order.to(sums.device)
+        probs = distribution.logprobs[rows][:, order].double().exp()
         running = probs.cumsum(-1)  # [R, K]
         for number, row in enumerate(rows):
             position = len(answers[row])
@@ -135,8 +135,13 @@ class BoundaryTracker:
             self._next[row] += 1
             self._visited[row] = [(p, s) for p, s in self._visited[row] if s != slot]
             self._visited[row].append((position, slot))
-            self._sums[row, slot, 1:] = running[number]
-            self._path[row, slot] = path[row]
+            sums[row, slot, 1:] = running[number]
+            paths[row, slot] = path[row]
+
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        assert self._sums is not None  # observe() made them
+        assert self._path is not None
+        return self._sums, self._path
 
     def mark(self) -> Any:
         """Remember the boundaries."""

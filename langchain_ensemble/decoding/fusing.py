@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from langchain_ensemble.fusion.base import (
 
 def keys_of(voice: Voice) -> tuple[MemberKeys, Tensor]:
     """A voice's keys and allowed ids; they exist wherever there is more than one member."""
-    assert voice.keys is not None and voice.allowed is not None
+    assert voice.keys is not None
+    assert voice.allowed is not None
     return voice.keys, voice.allowed
 
 
@@ -77,7 +79,11 @@ def to_device(distribution: MemberDistribution, device: torch.device) -> MemberD
     """The distribution on main's device, where fusion runs."""
     if distribution.logprobs.device == device:
         return distribution
-    moved = {k: v.to(device) for k, v in vars(distribution).items() if isinstance(v, Tensor)}
+    moved: dict[str, Any] = {
+        name: value.to(device)
+        for name, value in vars(distribution).items()
+        if torch.is_tensor(value)
+    }
     return replace(distribution, **moved)
 
 

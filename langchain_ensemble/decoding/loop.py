@@ -142,7 +142,7 @@ class Loop:
             scores = torch.cat(
                 [
                     sampling.penalty(torch.tensor([self._main_ids(b)], device=logits.device), row)
-                    for b, row in enumerate(logits.split(1))
+                    for b, row in enumerate(logits[:, None])
                 ]
             )
         picked = draw(scores, sampling, self._row_generators())
@@ -306,7 +306,8 @@ class Loop:
         """Roll back where a spelling changed and run the new ids, all voices side by side."""
         pending = []
         for place, session in enumerate(self._sessions):
-            lengths, fresh = [], []
+            lengths: list[int] = []
+            fresh: list[list[int]] = []
             for number, plan in zip(self._active, plans, strict=True):
                 kept, new = plan[place]
                 prompt = len(self._prompts[number][place].ids)

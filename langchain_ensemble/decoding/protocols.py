@@ -51,7 +51,7 @@ class VocabularyLike(Protocol):
     def extend(
         self, ids: Sequence[int], ends: Sequence[int], text: str, added: str
     ) -> tuple[int, list[int], list[int]]:
-        """(kept, new ids, new ends): the canonical ids of ``text + added`` given those of ``text``."""
+        """(kept, new ids, new ends): canonical ids of ``text + added`` given those of ``text``."""
 
 
 class SortedKeysLike(Protocol):

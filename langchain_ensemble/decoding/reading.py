@@ -131,7 +131,7 @@ class Reader:
             self._session = None
 
     def _read_to(self, end: int, margin: int, oldest: int) -> None:
-        """Read ids up to ``end``, starting over from the last half of the context where it is full."""
+        """Read ids up to ``end``, starting over where the context is full."""
         limit = self._member.context
         if self._session is None:
             self._session = self._member.session()

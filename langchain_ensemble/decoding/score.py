@@ -55,8 +55,8 @@ class Scorer:
         whole = main.vocabulary.encode(" " * self._lead[0] + text)
         if whole.unknown and len(voices) > 1:
             raise ConfigError(
-                f"member {main.member.name!r} cannot spell {whole.unknown} character(s) of the text; "
-                "choose another main= or remove them"
+                f"member {main.member.name!r} cannot spell {whole.unknown} character(s) of "
+                "the text; choose another main= or remove them"
             )
         self._ids = whole.ids
         starts = [0, *(max(0, end - self._lead[0]) for end in whole.ends[:-1])][: len(self._ids)]
@@ -197,7 +197,7 @@ class Scorer:
 
 
 def _char_start(data: bytes, end: int) -> int:
-    """Where the character that the byte before ``end`` belongs to begins (``end`` if none is open)."""
+    """Where the character around the byte before ``end`` begins; ``end`` where none is open."""
     start = end
     while start > 0 and end - start < 3 and 0x80 <= data[start - 1] < 0xC0:
         start -= 1

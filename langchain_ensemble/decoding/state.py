@@ -7,6 +7,7 @@ can be taken back. No tensors, no model.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from langchain_ensemble.constraints.stop import StopScanner
 from langchain_ensemble.constraints.utf8 import START, complete_length, state_after
@@ -156,24 +157,17 @@ class Row:
         left = bytes(self.answer[self.complete :])
         self.finish = Finish(finish.reason, finish.stop, left, finish.full_member)
 
-    def mark(self) -> tuple[object, ...]:
+    def mark(self) -> Any:
         """Remember the state."""
         tracks = [(list(t.ids), list(t.ends), t.canonical, t.text, t.unknown) for t in self.tracks]
-        return (
-            bytes(self.answer),
-            len(self.records),
-            self.utf8,
-            self.given,
-            self.scanned,
-            self.finish,
-            tracks,
-        )
+        here = (self.utf8, self.given, self.scanned, self.finish)
+        return bytes(self.answer), len(self.records), here, tracks
 
-    def rollback(self, mark: tuple[object, ...]) -> None:
+    def rollback(self, mark: Any) -> None:
         """Return to a remembered state; only text not yet given can be taken back."""
-        answer, steps, self.utf8, self.given, self.scanned, self.finish, tracks = mark  # type: ignore[assignment]
-        self.answer = bytearray(answer)  # type: ignore[call-overload]
-        del self.records[steps:]  # type: ignore[misc]
-        for track, saved in zip(self.tracks, tracks, strict=True):  # type: ignore[call-overload]
+        answer, steps, (self.utf8, self.given, self.scanned, self.finish), tracks = mark
+        self.answer = bytearray(answer)
+        del self.records[steps:]
+        for track, saved in zip(self.tracks, tracks, strict=True):
             ids, ends, track.canonical, track.text, track.unknown = saved
             track.ids, track.ends = list(ids), list(ends)
