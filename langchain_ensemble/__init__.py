@@ -1,1 +1,54 @@
+"""Several language models with different tokenizers decode one answer together.
 
+LangChain sees one LLM. Start with :class:`EnsembleLLM`; ``EnsembleLLM.demo()`` runs offline.
+Importing this package reads neither torch nor transformers (seconds); :class:`Ensemble`, the
+engine without LangChain, is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from langchain_ensemble._version import __version__
+from langchain_ensemble.errors import (
+    CacheError,
+    ConfigError,
+    DeadlineError,
+    EnsembleError,
+    EnsembleWarning,
+    MemberError,
+    MemoryLimitError,
+    VocabularyError,
+)
+from langchain_ensemble.llms import EnsembleLLM
+from langchain_ensemble.params import Member
+
+if TYPE_CHECKING:
+    from langchain_ensemble.ensemble import Ensemble
+
+__all__ = [
+    "CacheError",
+    "ConfigError",
+    "DeadlineError",
+    "Ensemble",
+    "EnsembleError",
+    "EnsembleLLM",
+    "EnsembleWarning",
+    "Member",
+    "MemberError",
+    "MemoryLimitError",
+    "VocabularyError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Ensemble":
+        from langchain_ensemble.ensemble import Ensemble  # torch and transformers: seconds
+
+        return Ensemble
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
