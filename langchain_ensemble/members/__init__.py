@@ -1,1 +1,1 @@
-
+"""Members: one model each, its weights, tokenizer, chat template and KV cache."""

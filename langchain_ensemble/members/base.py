@@ -52,7 +52,7 @@ class MemberSession(Protocol):
         """Read the prompts into empty rows; returns the logits after the last id, [B, V_i]."""
 
     def submit(self, ids: Sequence[Sequence[int]], keep: int | None = 1) -> Pending:
-        """Start one forward over 0..q new ids a row (ragged lists; an empty list leaves the row alone).
+        """Start one forward over 0..q new ids a row; an empty list leaves its row alone.
 
         Args:
             ids: New ids of each row.
@@ -117,3 +117,14 @@ class LoadedMember(Protocol):
 
     def embeddings(self) -> Tensor:
         """Input embeddings, [rows, D], as stored."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The view's chat template, None for a base model."""
+
+    @property
+    def system(self) -> str | None:
+        """The view's system prompt."""
+
+    def close(self) -> None:
+        """Give the weights back; the last member that holds them frees them."""
