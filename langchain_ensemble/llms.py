@@ -2,7 +2,7 @@
 
 This file knows LangChain's contract for an LLM, and nothing about models: everything it says comes
 from one stream of pieces (:class:`~langchain_ensemble.adapter.running.Run`), which feeds
-``invoke``, ``stream``, ``batch`` and their async forms alike. ``import langchain_ensemble`` reads no torch.
+``invoke``, ``stream``, ``batch`` and their async forms alike. Importing it reads no torch.
 
 Where it departs from ``BaseLLM``: a call's keyword arguments are folded into the object before
 LangChain makes its cache key, which otherwise would not see them, and unknown ones are refused.
@@ -189,9 +189,10 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
                 request.n,
                 request.max_tokens,
             )
-            decoding = self.engine.open(prompts, request)
+            engine = self.engine
+            engine.load()
             self._lease.warn_of_chat_templates()
-            return decoding
+            return engine.open(prompts, request)
 
         return Run(start)
 

@@ -76,9 +76,9 @@ class _Handle:
         names = [] if warned or engine is None else engine.chat_templates()
         if names:
             warnings.warn(
-                f"members {', '.join(map(repr, names))} have a chat template, and raw text goes past "
-                "it: an instruct model may ramble or never end. Write the template's text into the "
-                "prompt; applying each member's own template is the work of a chat interface",
+                f"members {', '.join(map(repr, names))} have a chat template, and raw text goes "
+                "past it: an instruct model may ramble or never end. Write the template into "
+                "the prompt; applying each member's template is the work of a chat interface",
                 EnsembleWarning,
                 stacklevel=2,
             )

@@ -49,7 +49,7 @@ class EnsembleFields(Serializable):
     members: tuple[Member, ...]
     """Name → Hub id, folder, settings or :class:`Member`; or a list of them (names derived)."""
     fusion: Any = "deepen"
-    """``"deepen"``, ``"unite"``, ``"gac"``, ``"average"``, a dict of a name and settings, an object."""
+    """``"deepen"``, ``"unite"``, ``"gac"``, ``"average"``, a dict with ``name``, an object."""
     main: str | None = None
     """The member whose vocabulary the answer is read in; default: the first."""
     open_boundaries: Literal["discount", "vote"] = "discount"

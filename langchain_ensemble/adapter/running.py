@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from langchain_ensemble.decoding.engine import Decoding
     from langchain_ensemble.decoding.records import Piece, Usage
-    from langchain_ensemble.ensemble import Decoding
 
 
 class Run:
