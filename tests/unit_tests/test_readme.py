@@ -1,0 +1,114 @@
+"""What README and docs say is true: snippets run, commands exist, the file tree is the tree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from langchain_ensemble.params import FUSIONS, EnsembleParams, Member, RequestParams
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def snippets(language: str) -> list[tuple[str, str]]:
+    """(page and number, code) of every fenced block of a language."""
+    found = []
+    for page in PAGES:
+        blocks = re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+        found += [(f"{page.name}-{number}", code) for number, code in enumerate(blocks, 1)]
+    return found
+
+
+PYTHON = snippets("python")
+
+
+@pytest.mark.parametrize("code", [c for _, c in PYTHON], ids=[n for n, _ in PYTHON])
+def test_snippet_runs_offline(code, capsys):
+    exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+    printed = capsys.readouterr().out
+    assert bool(printed.strip()) == ("print(" in code)
+
+
+def test_first_snippet_is_six_lines_and_says_what_it_should(capsys):
+    code = snippets("python")[0][1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 6
+    exec(compile(code, "snippet", "exec"), {})
+    assert "Paris" in capsys.readouterr().out
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+
+
+def test_commands_exist():
+    shell = "\n".join(code for _, code in snippets("bash"))
+    for line in re.findall(r"^make ([a-z ]+?)(?:\s*#|$)", shell, re.M):
+        assert set(line.split()) <= make_targets(), line
+    assert "make demo" in shell
+    assert "make test" in shell
+    assert (ROOT / ".ci/run").exists()
+
+
+def test_subcommands_exist():
+    shell = "\n".join(code for _, code in snippets("bash"))
+    named = sorted(set(re.findall(r"^langchain-ensemble ([a-z]+)", shell, re.M)))
+    assert named
+    for command in named:
+        done = subprocess.run(
+            [sys.executable, "-m", "langchain_ensemble", command, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def test_table_names_every_fusion():
+    rows = re.findall(r"^\| `\"(\w+)\"`", README, re.M)
+    assert sorted(rows) == sorted(FUSIONS)
+    papers = re.findall(r"https://arxiv\.org/abs/(\d+\.\d+)", README)
+    assert papers == ["2404.12715", "2410.03777", "2406.12585"]
+
+
+def test_file_tree_is_the_tree():
+    block = re.search(r"^```\nlangchain_ensemble/\n(.*?)^```", README, re.M | re.S)
+    assert block
+    inner = re.findall(r"^[├└]── (\S+)", block[1], re.M)
+    package = ROOT / "langchain_ensemble"
+    assert [n for n in inner if not (package / n).exists()] == []
+    outer = re.findall(r"^(\w+)/ ", block[1], re.M)
+    assert [n for n in outer if not (ROOT / n).is_dir()] == []
+    there = {p.name + "/" * p.is_dir() for p in package.iterdir() if p.name[0] not in "_."}
+    assert sorted(there - set(inner) - {"py.typed"}) == []
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?)\)", page.read_text("utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_first_sentence_is_the_projects_description():
+    description = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    sentence = description["description"].removesuffix(".")
+    assert sentence.split(",")[0] in README.splitlines()[2]
+
+
+@pytest.mark.parametrize("settings", [Member, EnsembleParams, RequestParams])
+def test_settings_page_names_every_setting_and_its_default(settings):
+    page = (ROOT / "docs/settings.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, re.M))
+    for name, field in settings.model_fields.items():
+        assert name in rows, name
+        if not field.is_required() and field.default is not None:
+            default = "()" if field.default == () else str(field.default)
+            assert default in rows[name].replace("`", "").replace('"', ""), (name, rows[name])
