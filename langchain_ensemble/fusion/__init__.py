@@ -1,1 +1,49 @@
+"""How distributions become one: one file a method, tensors in, tensors out."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from langchain_ensemble.errors import ConfigError, unknown_name
+from langchain_ensemble.fusion.average import Average
+from langchain_ensemble.fusion.base import Fusion
+from langchain_ensemble.fusion.deepen import Deepen
+from langchain_ensemble.fusion.gac import Gac
+from langchain_ensemble.fusion.unite import Unite
+
+FUSIONS: dict[str, type[Average] | type[Deepen] | type[Gac] | type[Unite]] = {
+    "average": Average,
+    "deepen": Deepen,
+    "gac": Gac,
+    "unite": Unite,
+}
+"""The fusions that the package ships, by name."""
+
+
+def get_fusion(spec: str | Mapping[str, Any]) -> Fusion:
+    """Make a fusion from its name, or from its name and settings.
+
+    Args:
+        spec: A name of :data:`FUSIONS`, or ``{"name": ..., setting: ...}``.
+
+    Returns:
+        The fusion with its settings.
+
+    Raises:
+        ConfigError: The name or a setting is unknown, or a value is out of range.
+    """
+    settings: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = settings.pop("name", None)
+    if name not in FUSIONS:
+        raise ConfigError(unknown_name("fusion", name, FUSIONS))
+    kind = FUSIONS[name]
+    known = [f.name for f in fields(kind)]
+    for setting in settings:
+        if setting not in known:
+            raise ConfigError(unknown_name(f"setting of fusion={name!r}", setting, known))
+    return kind(**settings)
+
+
+__all__ = ["FUSIONS", "Average", "Deepen", "Fusion", "Gac", "Unite", "get_fusion"]

@@ -12,7 +12,7 @@ Main is always member 0 of an alignment.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -48,6 +48,10 @@ class MemberKeys:
         end_ids: [E] ids that end the member's turn; their probability is pooled into END.
         byte_fallback: [V_i] bool, ids whose only spelling is a byte token of a fallback
             (``<0x41>``); they are no anchors unless nothing else spells the key.
+        own: [V_i] bool, ids that represent their key (derived).
+        merged_ids: [D] ids whose key has more than one id, representatives first (derived).
+        merged_group: [D] which of ``merged_into`` each of them is added onto (derived).
+        merged_into: [G] the representatives of those keys (derived).
     """
 
     name: str
@@ -58,6 +62,23 @@ class MemberKeys:
     longest_prefix: Tensor
     end_ids: Tensor
     byte_fallback: Tensor
+    own: Tensor = field(init=False, repr=False, compare=False)
+    merged_ids: Tensor = field(init=False, repr=False, compare=False)
+    merged_group: Tensor = field(init=False, repr=False, compare=False)
+    merged_into: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Derive once what every step would otherwise search for."""
+        ids = torch.arange(self.width, device=self.representative.device)
+        own = self.representative == ids
+        spare = ((self.representative >= 0) & ~own).nonzero()[:, 0]
+        into = torch.unique(self.representative[spare])
+        merged = torch.cat([into, spare])
+        object.__setattr__(self, "own", own)
+        object.__setattr__(self, "merged_ids", merged)
+        object.__setattr__(self, "merged_into", into)
+        group = torch.searchsorted(into, self.representative[merged])
+        object.__setattr__(self, "merged_group", group)
 
     @property
     def space(self) -> TokenSpace:
@@ -128,14 +149,54 @@ class MemberDistribution:
         """Keep the ``k`` most probable ids and pool what is left in ``rest``."""
         if self.ids is not None:
             return self
-        k = min(k, self.logprobs.shape[-1])
-        top, ids = self.logprobs.topk(k, dim=-1)  # [N, K]
-        listed = top.exp().sum(-1) + self.end.exp()
-        rest = (1.0 - listed).clamp_min(0.0).log()
+        top, ids = self.logprobs.topk(min(k, self.logprobs.shape[-1]), dim=-1)  # [N, K]
+        rest = self.logprobs.scatter(-1, ids, -torch.inf).logsumexp(-1)
         ids = torch.where(top == -torch.inf, -1, ids)
-        return MemberDistribution(
-            self.space, top, self.end, ids, rest, self.boundary, self.abstain
-        )
+        return replace(self, logprobs=top, ids=ids, rest=rest)
+
+    def to_dense(self, keys: MemberKeys) -> MemberDistribution:
+        """Lay the rest evenly over the keys that are not listed.
+
+        Args:
+            keys: The member's keys.
+
+        Returns:
+            The dense form; itself where it is dense already.
+        """
+        if self.ids is None:
+            return self
+        columns = torch.where(self.ids >= 0, self.ids, keys.width)  # padding falls off the edge
+        level = self._rest_level(keys)[:, None]  # [N, 1]
+        dense = torch.where(keys.own, level, -torch.inf)
+        dense = torch.nn.functional.pad(dense, (0, 1)).scatter(-1, columns, self.logprobs)
+        return replace(self, logprobs=dense[:, : keys.width], ids=None, rest=None)
+
+    def logprobs_at(self, ids: Tensor, keys: MemberKeys) -> Tensor:
+        """Log-probabilities of a few ids, the same as ``to_dense(keys)`` holds.
+
+        Args:
+            ids: [N, S] representatives of this member; -1 gives -inf.
+            keys: The member's keys.
+
+        Returns:
+            [N, S].
+        """
+        wanted = ids >= 0
+        if self.ids is None:
+            got = self.logprobs.gather(-1, ids.clamp_min(0))
+        else:
+            hit = self.ids[:, None, :] == ids[:, :, None]  # [N, S, K]
+            listed = torch.where(hit, self.logprobs[:, None, :], -torch.inf).amax(-1)
+            got = torch.where(hit.any(-1), listed, self._rest_level(keys)[:, None])
+        return torch.where(wanted, got, -torch.inf)
+
+    def _rest_level(self, keys: MemberKeys) -> Tensor:
+        """Log-probability of each key that is not listed, [N]."""
+        assert self.ids is not None
+        left = keys.own.sum() - (self.ids >= 0).sum(-1)  # [N]
+        if self.rest is None:
+            return self.logprobs.new_full((len(self.logprobs),), -torch.inf)
+        return torch.where(left > 0, self.rest - left.clamp_min(1).log(), -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -197,11 +258,11 @@ class FusionContext:
 
     Attributes:
         alignment: The members' keys.
-        embeddings: ``embeddings(i)`` gives member ``i``'s input embeddings, [V_i or fewer, D].
-        embedding_hashes: ``embedding_hashes(i)`` identifies them by content (weights' hash or commit).
+        embeddings: ``embeddings(i)`` gives member ``i``'s input embeddings, [rows, D].
+        embedding_hashes: ``embedding_hashes(i)`` identifies them by content.
         device: Where fusion runs.
-        remember: ``remember(key, build)`` returns ``build()``'s tensors from the disk cache, building
-            them at most once for a JSON-able key.
+        remember: ``remember(key, build)`` returns ``build()``'s tensors from the disk cache,
+            building them at most once for a JSON-able key.
         on_progress: Called with (stage, done, total) in long loops.
     """
 
@@ -219,12 +280,13 @@ class Fuser(Protocol):
     """A fusion made ready for one ensemble: index tensors are built, nothing is text."""
 
     def __call__(
-        self, distributions: Sequence[MemberDistribution], weights: Tensor
+        self, distributions: Sequence[MemberDistribution | None], weights: Tensor
     ) -> FusedDistribution:
         """Fuse one row per position.
 
         Args:
-            distributions: One a member, main first, N rows each.
+            distributions: One a member, main first, N rows each; None: an auxiliary that was not
+                run, whose weights are 0.
             weights: [N, M] float32, rows sum to 1; a member with weight 0 has no say in that row
                 (its distribution may be anything finite or abstaining).
 
@@ -233,7 +295,7 @@ class Fuser(Protocol):
         """
 
     def score(
-        self, distributions: Sequence[MemberDistribution], weights: Tensor, targets: Tensor
+        self, distributions: Sequence[MemberDistribution | None], weights: Tensor, targets: Tensor
     ) -> Tensor:
         """Log-probability of one union key a row, finite wherever main can say the key.
 
@@ -294,12 +356,18 @@ def member_distribution(
         else logprobs.new_full((len(logprobs),), -torch.inf)
     )
     logprobs = logprobs.index_fill(-1, keys.end_ids, -torch.inf)
-    own = torch.arange(keys.width, device=logits.device)
-    spare = ((keys.representative >= 0) & (keys.representative != own)).nonzero()[:, 0]  # [D]
-    if len(spare):
-        probs = logprobs.exp()
-        probs.index_add_(-1, keys.representative[spare], probs[:, spare])
-        touched = keys.representative[spare]
-        logprobs = logprobs.index_copy(-1, touched, probs[:, touched].log())
-        logprobs = logprobs.index_fill(-1, spare, -torch.inf)
-    return MemberDistribution(keys.space, logprobs, end, abstain=empty)
+    return MemberDistribution(keys.space, _merge_spare(logprobs, keys), end, abstain=empty)
+
+
+def _merge_spare(logprobs: Tensor, keys: MemberKeys) -> Tensor:
+    """Add ids with equal bytes onto their representative, in log space."""
+    if not len(keys.merged_ids):
+        return logprobs
+    block = logprobs[:, keys.merged_ids]  # [N, D]
+    group = keys.merged_group.expand_as(block)
+    best = block.new_full((len(block), len(keys.merged_into)), -torch.inf)
+    best = best.scatter_reduce(-1, group, block, "amax")
+    base = best.masked_fill(best == -torch.inf, 0.0)
+    total = torch.zeros_like(base).scatter_add(-1, group, (block - base.gather(-1, group)).exp())
+    merged = logprobs.index_fill(-1, keys.merged_ids, -torch.inf)
+    return merged.index_copy(-1, keys.merged_into, total.log() + base)

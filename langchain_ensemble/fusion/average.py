@@ -1,0 +1,200 @@
+"""Plain averaging in main's token space, with an honest treatment of different tokenizers.
+
+Every auxiliary's distribution is first told in main's keys, then the arithmetic mean
+``sum_i w_i q_i`` or the geometric mean ``prod_i q_i^w_i / Z`` is taken; END is one key of it.
+
+How an auxiliary's distribution is told in main's keys:
+
+* A key ``v`` that both have is *spread* over ``v`` and the main keys that the auxiliary lacks and
+  whose longest prefix among its keys is ``v``, in proportion to main's own probabilities: the
+  auxiliary says "it goes on with v" and abstains on how v ends. Without this, an auxiliary that
+  spells finer outweighs main's words with its single characters.
+* A key that main lacks gives its mass to its longest main prefix. Where there is none, the mass is
+  dropped and the row renormalised; :meth:`AverageFuser.dropped` tells how much that was.
+
+This is our baseline, no paper's: on equal vocabularies it is the ordinary (geometric) mean of
+next-token distributions. One group index a pair is built once; a step takes two scatter-adds.
+The geometric mean floors what a member cannot spell at the smallest normal float32, so scores stay
+finite; what main masks stays masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from langchain_ensemble.errors import ConfigError, unknown_name
+from langchain_ensemble.fusion.base import (
+    Alignment,
+    FusedDistribution,
+    FusionContext,
+    MemberDistribution,
+    MemberKeys,
+    Needs,
+)
+from langchain_ensemble.fusion.voices import (
+    LOG_TINY,
+    dense,
+    finite_score,
+    voices,
+    weighted_log_sum,
+)
+
+_MEANS = ("geometric", "arithmetic")
+
+
+@dataclass(frozen=True)
+class Average:
+    """Weighted mean in main's token space.
+
+    Attributes:
+        mean: ``"geometric"`` (default) or ``"arithmetic"``.
+    """
+
+    mean: Literal["geometric", "arithmetic"] = "geometric"
+    name: ClassVar[str] = "average"
+
+    def __post_init__(self) -> None:
+        """Check the name of the mean."""
+        if self.mean not in _MEANS:
+            raise ConfigError(unknown_name("mean of fusion='average'", self.mean, _MEANS))
+
+    @property
+    def needs(self) -> Needs:
+        """Best ids are enough; the rest is then laid evenly over what is not listed."""
+        return Needs()
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON, without the name."""
+        return {"mean": self.mean}
+
+    def prepare(self, context: FusionContext) -> AverageFuser:
+        """Build one group index a pair."""
+        return AverageFuser(self, context.alignment)
+
+
+class _Retelling:
+    """One auxiliary's distribution told in main's keys."""
+
+    def __init__(self, main: MemberKeys, other: MemberKeys) -> None:
+        """Turn the two key tables into the group index and the fold index."""
+        width = main.width
+        keys = torch.arange(width, device=main.own.device)
+        # Group of a main key: the auxiliary's own key, else its longest prefix; as a main id.
+        falls_on = torch.where(
+            other.from_union[:width] >= 0, other.from_union[:width], other.longest_prefix[:width]
+        )
+        head = torch.where(falls_on >= 0, other.to_union[falls_on.clamp_min(0)], width)
+        grouped = main.own & (falls_on >= 0) & (head < width)
+        self.head = torch.where(grouped, head, width)  # [V] main id of v; V: in no group
+        self.head_id = torch.where(grouped, falls_on, -1)  # [V] the auxiliary's id of v
+        size = torch.bincount(self.head, minlength=width + 1)
+        self.alone = size[self.head] == 1  # [V] a group of one needs no spreading
+        self.is_head = self.head == keys
+        # Keys that main lacks fall on their longest main prefix, or off the edge (column V).
+        ids = other.own.nonzero()[:, 0]
+        foreign = other.to_union[ids] >= width
+        self.folded = ids[foreign]
+        target = main.longest_prefix[other.to_union[self.folded]]
+        self.fold_to = torch.where(target >= 0, target, width)
+
+    def __call__(self, main: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Tell ``other`` in main's keys.
+
+        Args:
+            main: [N, V] main's log-probabilities.
+            other: [N, V_i] the auxiliary's.
+
+        Returns:
+            Log-mass on main's keys [N, V] (not renormalised), and what fell off the edge [N].
+        """
+        rows, width = main.shape
+        probs = main.exp()
+        total = probs.new_zeros(rows, width + 1).index_add_(-1, self.head, probs)
+        total = total[:, self.head].log()  # [N, V] main's mass of each key's group
+        share = torch.where(self.alone, 0.0, main - total)
+        nobody = total == -torch.inf  # main says nothing of the group: all of it stays on v
+        share = torch.where(nobody, torch.where(self.is_head, 0.0, -torch.inf), share)
+        spread = other[:, self.head_id.clamp_min(0)] + share
+        spread = torch.where(self.head_id >= 0, spread, -torch.inf)
+        folded = probs.new_zeros(rows, width + 1)
+        folded.index_add_(-1, self.fold_to, other[:, self.folded].exp())
+        return torch.logaddexp(spread, folded[:, :width].log()), folded[:, width]
+
+
+class AverageFuser:
+    """:class:`Average` made ready for one ensemble."""
+
+    def __init__(self, fusion: Average, alignment: Alignment) -> None:
+        """Build the retellings."""
+        self._fusion = fusion
+        self._alignment = alignment
+        self._retell = [_Retelling(alignment.main, other) for other in alignment.members[1:]]
+
+    def __call__(
+        self, distributions: Sequence[MemberDistribution | None], weights: Tensor
+    ) -> FusedDistribution:
+        """Fuse one row per position; see :class:`~langchain_ensemble.fusion.base.Fuser`."""
+        run = dense(distributions, self._alignment)
+        told, ends, _, silent = self._told(run)
+        share = voices(run, weights, silent)
+        columns = [torch.cat([t, e[:, None]], -1) for t, e in zip(told, ends, strict=True)]
+        columns = [  # what a silent member holds is never read
+            torch.where(share[:, i, None] > 0, c, -torch.inf) for i, c in enumerate(columns)
+        ]
+        if self._fusion.mean == "arithmetic":
+            fused = weighted_log_sum(columns, share)
+        else:
+            fused = self._geometric(columns, share)
+        total = fused.logsumexp(-1, keepdim=True)
+        fused = fused - total.masked_fill(total == -torch.inf, 0.0)
+        return FusedDistribution(self._alignment.space, fused[:, :-1], fused[:, -1])
+
+    def score(
+        self, distributions: Sequence[MemberDistribution | None], weights: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Log-probability of one union key a row, finite where main can say it."""
+        got = self(distributions, weights).logprob_of(targets)
+        return finite_score(got, distributions[0], targets, self._alignment)
+
+    def dropped(self, distributions: Sequence[MemberDistribution | None]) -> Tensor:
+        """Share of each member's mass on keys of which main has not even the first part.
+
+        Returns:
+            [N, M] probabilities; main's column is 0.
+        """
+        return self._told(dense(distributions, self._alignment))[2]
+
+    def _told(
+        self, run: Sequence[MemberDistribution]
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        """Every member in main's keys: log-probs, END, dropped share, members with no mass left."""
+        main = run[0].logprobs
+        speaks = (main > -torch.inf).any(-1, keepdim=True)
+        allowed = self._alignment.main.own & ((main > -torch.inf) | ~speaks)  # [N, V]
+        told, ends = [main], [run[0].end]
+        dropped = [torch.zeros_like(run[0].end)]
+        silent = [torch.zeros_like(run[0].end, dtype=torch.bool)]
+        for retell, one in zip(self._retell, run[1:], strict=True):
+            keys, lost = retell(main, one.logprobs)
+            keys = torch.where(allowed, keys, -torch.inf)
+            total = torch.logaddexp(keys.logsumexp(-1), one.end)  # [N]
+            base = total.masked_fill(total == -torch.inf, 0.0)
+            told.append(keys - base[:, None])
+            ends.append(one.end - base)
+            dropped.append(lost)
+            silent.append(total == -torch.inf)
+        return told, ends, torch.stack(dropped, -1), torch.stack(silent, -1)
+
+    def _geometric(self, columns: Sequence[Tensor], share: Tensor) -> Tensor:
+        """Weighted sum of log-probabilities, floored where a member has none, [N, V + 1]."""
+        best = torch.stack([c > -torch.inf for c in columns]).any(0)  # somebody can say it
+        fused = torch.zeros_like(columns[0])
+        for i, column in enumerate(columns):
+            part = column.masked_fill(column == -torch.inf, LOG_TINY) * share[:, i, None]
+            fused = fused + torch.where(share[:, i, None] > 0, part, 0.0)
+        return torch.where(best, fused, -torch.inf)

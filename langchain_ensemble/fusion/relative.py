@@ -1,0 +1,183 @@
+"""Relative representations: each token told by its similarity to the anchor tokens (DeePEn).
+
+``R = softmax(100 c / |c|)`` over the anchors, where ``c`` is the cosine of the token's input
+embedding with each anchor's (arXiv:2404.12715; reference formulae). Knows embeddings and ids; must
+not know members, text or the search.
+
+Where we depart from the authors' code and why: cosines are one GEMM of normalised float32 blocks
+(theirs broadcasts blocks of 1000 x 1000 x D in the checkpoint's dtype: hundreds of times slower,
+gigabytes of temporaries, and cosines off by up to 8e-3 in bf16). Where ``[V, A]`` is too large to
+keep, rows are made when they are asked for, from the normalised anchor embeddings: the same numbers
+up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MULTIPLIER = 100.0
+"""Factor before the softmax over anchors (the authors' "temperature")."""
+
+MEAN_ROWS = 2048
+"""So many evenly spaced rows make the mean row where no table is kept."""
+
+_BLOCK_CELLS = 1 << 24  # 64 MiB of float32 a block
+
+
+def relative_representation(
+    embeddings: Tensor,
+    anchor_ids: Tensor,
+    *,
+    multiplier: float = MULTIPLIER,
+    block: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Describe every token by its similarity to the anchor tokens.
+
+    Args:
+        embeddings: Input embeddings, [V, D], any float dtype.
+        anchor_ids: [A] int64, the anchors' ids in this vocabulary.
+        multiplier: Factor before the softmax.
+        block: Rows at a time; None: as many as fit 64 MiB. The values do not depend on it.
+        dtype: What the result is kept in; computing is float32.
+        on_progress: Called with (rows done, rows).
+
+    Returns:
+        [V, A] of ``dtype``; rows sum to 1. A zero embedding gives the uniform row.
+    """
+    anchors = unit_rows(embeddings[anchor_ids])
+    total = len(embeddings)
+    block = block or max(1, _BLOCK_CELLS // len(anchors))
+    relative = torch.empty(total, len(anchors), dtype=dtype, device=embeddings.device)
+    for start in range(0, total, block):
+        rows = embeddings[start : start + block]
+        relative[start : start + block] = relative_rows(rows, anchors, multiplier)
+        if on_progress is not None:
+            on_progress(min(start + block, total), total)
+    return relative
+
+
+def to_relative(probs: Tensor, relative: Tensor) -> Tensor:
+    """Map a next-token distribution into the relative space.
+
+    Args:
+        probs: One member's probabilities, [N, V], float32.
+        relative: Its relative representation, [V, A].
+
+    Returns:
+        [N, A] float32; rows sum to what ``probs`` sums to.
+    """
+    return probs @ relative.float()
+
+
+def unit_rows(embeddings: Tensor) -> Tensor:
+    """Float32 rows of length 1; a zero row stays zero."""
+    return functional.normalize(embeddings.float(), dim=-1, eps=1e-8)
+
+
+def relative_rows(embeddings: Tensor, anchors: Tensor, multiplier: float = MULTIPLIER) -> Tensor:
+    """Relative representation of a few tokens.
+
+    Args:
+        embeddings: [R, D] input embeddings of the tokens.
+        anchors: [A, D] normalised anchor embeddings, float32.
+        multiplier: Factor before the softmax.
+
+    Returns:
+        [R, A] float32, computed in one buffer.
+    """
+    rows = unit_rows(embeddings) @ anchors.T
+    rows.mul_(multiplier / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+    rows.sub_(rows.amax(-1, keepdim=True)).exp_()
+    return rows.div_(rows.sum(-1, keepdim=True))
+
+
+class Rows(Protocol):
+    """Where the rows of one member's relative representation come from."""
+
+    mean: Tensor  # [A] mean row
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Rows of ``ids`` [...], as [..., A] float32 on the fusion device."""
+
+
+class StoredRows:
+    """Rows of a table that is kept (and memory-mapped where it came from the disk cache)."""
+
+    def __init__(self, table: Tensor, mean: Tensor, device: torch.device) -> None:
+        """Keep the table where it is; only rows travel to ``device``."""
+        self.table = table
+        self.mean = mean.float().to(device)
+        self._device = device
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Look the rows up; ids past the embeddings (never probable) give the last row."""
+        ids = ids.clamp_max(len(self.table) - 1).to(self.table.device)
+        return self.table[ids].to(self._device).float()
+
+
+class ComputedRows:
+    """Rows made when they are asked for; nothing of size [V, A] exists."""
+
+    def __init__(
+        self, embeddings: Tensor, anchor_ids: Tensor, mean: Tensor, device: torch.device
+    ) -> None:
+        """Normalise the anchors' embeddings once, [A, D] float32."""
+        self._embeddings = embeddings
+        self._anchors = unit_rows(embeddings[anchor_ids.to(embeddings.device)].to(device))
+        self._device = device
+        self.mean = mean.float().to(device)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Compute each distinct row once."""
+        ids = ids.clamp_max(len(self._embeddings) - 1)
+        distinct, place = torch.unique(ids, return_inverse=True)
+        picked = self._embeddings[distinct.to(self._embeddings.device)].to(self._device)
+        rows = relative_rows(picked, self._anchors)
+        if ids.dim() == 2 and len(ids) == 1 and len(distinct) == ids.shape[1]:
+            # One row of distinct ids: put the rows in order without a second buffer's worth twice.
+            return rows[place[0]][None]
+        return rows[place]
+
+
+def mean_row(
+    embeddings: Tensor,
+    anchor_ids: Tensor,
+    token_ids: Tensor,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Mean row over at most :data:`MEAN_ROWS` evenly spaced tokens.
+
+    Args:
+        embeddings: [V, D].
+        anchor_ids: [A].
+        token_ids: [K] ids that are keys, ascending.
+        on_progress: Called with (rows done, rows).
+
+    Returns:
+        [A] float32.
+    """
+    anchors = unit_rows(embeddings[anchor_ids])
+    picked = evenly(token_ids, MEAN_ROWS)
+    block = max(1, _BLOCK_CELLS // len(anchors))
+    total = torch.zeros(len(anchors), dtype=torch.float64, device=anchors.device)
+    for start in range(0, len(picked), block):
+        rows = relative_rows(embeddings[picked[start : start + block]], anchors)
+        total += rows.sum(0, dtype=torch.float64)
+        if on_progress is not None:
+            on_progress(min(start + block, len(picked)), len(picked))
+    return (total / len(picked)).float()
+
+
+def evenly(ids: Tensor, count: int) -> Tensor:
+    """``count`` entries of ``ids`` [K], evenly spaced, in order; all where there are fewer."""
+    if len(ids) <= count:
+        return ids
+    place = torch.arange(count, device=ids.device) * len(ids) // count
+    return ids[place]
