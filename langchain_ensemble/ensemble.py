@@ -9,7 +9,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -27,6 +27,7 @@ from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext, MemberK
 from langchain_ensemble.members.base import LoadedMember
 from langchain_ensemble.members.loading import load_members, load_tokenizer
 from langchain_ensemble.members.sampling import filters, penalty
+from langchain_ensemble.members.sources import locate
 from langchain_ensemble.params import EnsembleParams, RequestParams, resolve_weights
 from langchain_ensemble.store import Store
 from langchain_ensemble.vocab.alignment import Aligned, align, check_common
@@ -274,9 +275,10 @@ class Ensemble:
             names = [m.name for m in built.members]
             if member not in names:
                 raise ConfigError(unknown_name("member", member, names))
-            places, shares = (names.index(member),), (1.0,)
+            found: tuple[tuple[int, ...], tuple[float, ...]] = (names.index(member),), (1.0,)
         else:
-            places, shares = self._voices_with_weight(weights)
+            found = self._voices_with_weight(weights)
+        places, shares = found
         voices = [built.voices[p] for p in places]
         prompts = [voice.member.prompt(prompt) for voice in voices]
         with self._engine.lock:
@@ -309,8 +311,9 @@ class Ensemble:
         """
         with self._lock:
             if self._main_vocabulary is None:
-                self._main_vocabulary = Vocabulary(load_tokenizer(self.params.ordered[0]))
-        return self._main_vocabulary.encode(text).ids
+                main = self.params.ordered[0]
+                self._main_vocabulary = Vocabulary(load_tokenizer(main, locate(main)))
+            return self._main_vocabulary.encode(text).ids
 
     def contexts(self) -> dict[str, int | None]:
         """Positions of each member, by name; loads the weights."""
@@ -338,9 +341,10 @@ def _sampling(request: RequestParams) -> Sampling:
 
 def _to(keys: MemberKeys, device: torch.device) -> MemberKeys:
     """The keys with their tensors on a member's device."""
-    tensors = {k: v.to(device) for k, v in vars(keys).items() if isinstance(v, Tensor)}
-    others = {k: v for k, v in vars(keys).items() if not isinstance(v, Tensor)}
-    return MemberKeys(**others, **tensors)
+    given = {f.name: getattr(keys, f.name) for f in fields(keys) if f.init}
+    return MemberKeys(
+        **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
+    )
 
 
 def _warn(message: str) -> None:
