@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 GRAIN = 64
 """Capacity is a multiple of this many slots."""
@@ -233,3 +233,13 @@ class MaskPlan:
                 )
             made[layer_type] = mask
         return made.get("", made)
+
+
+def plain_cache(config: Any) -> Any:
+    """The cache that ``generate`` would give a model."""
+    return DynamicCache(config=config)
+
+
+def can_crop(state: Any) -> bool:
+    """Whether a state of transformers' own forgets its last tokens exactly."""
+    return isinstance(state, DynamicCache) and all(type(x) is DynamicLayer for x in state.layers)

@@ -311,9 +311,9 @@ def _read(
     lost = sorted([*report["missing_keys"], *(str(k) for k in report["mismatched_keys"])])
     if lost:
         raise MemberError(
-            f"member {title(member)}: the weight files lack {len(lost)} tensors of "
-            f"{type(module).__name__} ({', '.join(lost[:3])}{', …' if len(lost) > 3 else ''}), which "
-            "would be random; use files that belong to this config"
+            f"member {title(member)}: the weight files lack {len(lost)} tensors that "
+            f"{type(module).__name__} has ({', '.join(lost[:3])} …), which would be random; use "
+            "files that belong to this config"
         )
     return module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -56,8 +57,6 @@ def quantization_config(name: str, quantization: str | None) -> Any:
 
 def _torchao(kind: str) -> Any:
     """Weight-only quantisation by torchao."""
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
-
-    return TorchAoConfig(
-        Int8WeightOnlyConfig() if kind == "torchao-int8" else Int4WeightOnlyConfig()
-    )
+    torchao = import_module("torchao.quantization")
+    name = "Int8WeightOnlyConfig" if kind == "torchao-int8" else "Int4WeightOnlyConfig"
+    return TorchAoConfig(getattr(torchao, name)())

@@ -3,8 +3,9 @@
 For recurrent and hybrid models (Mamba, RWKV, Jamba …) and for those that take no masks or positions
 of ours (alibi, longrope). Every row runs alone with the model's own cache, exactly as ``generate``
 would run it, so nothing depends on the other rows; the price is speed. A row keeps its ids and the
-last few states; rolling back picks the newest state that is not past the target, and the next step
-runs what lies between before its own ids.
+last few states; the next step after a roll-back picks the newest state that is not past the target
+and runs what lies between before its own ids. A full-attention cache is cropped instead of copied.
+A model without any state that we know is run over all ids again.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from langchain_ensemble.members.session import Engine, SessionBase, forward_names
+from langchain_ensemble.members.kv_cache import can_crop, plain_cache
+from langchain_ensemble.members.session import Engine, SessionBase, forward_names, keep_argument
 
 CHECKPOINTS = 4
 """States kept a row, beside the present one."""
@@ -83,45 +84,52 @@ class ReplaySession(SessionBase):
 
     def _advance(self, row: Row, start: int, wanted: int) -> Tensor:
         """Run a row's ids that no usable state holds; logits of the last ``wanted``."""
-        row.states = [(n, s) for n, s in row.states if n <= start and self._same(n, len(row.ids))]
-        done, state = (
-            (row.states[-1][0], copy.deepcopy(row.states[-1][1])) if row.states else (0, None)
-        )
-        todo = row.ids[done:]
-        pieces = [todo] if not self.single or state is None else [[i] for i in todo]
-        if self.single and state is None and wanted > 1:
-            pieces = [
-                todo[: len(todo) - wanted + 1],
-                *([i] for i in todo[len(todo) - wanted + 1 :]),
-            ]
+        done, state = self._resume(row, start)
+        whole = len(row.ids) - (wanted - 1 if self.single else 0)  # end of the first piece
+        if self.single and state is not None:
+            whole = done + 1
+        ends = [whole, *range(whole + 1, len(row.ids) + 1)]
         parts: list[Tensor] = []
-        for piece in pieces:
-            logits, state = self._forward(piece, done, state)
-            done += len(piece)
+        for end in ends:
+            logits, state = self._forward(row.ids[done:end], done, state, wanted)
             parts.append(logits[:, -wanted:])
-        row.states = [*row.states[-CHECKPOINTS:], (done, state)]
+            done = end
+        kept = [] if can_crop(state) else row.states[-CHECKPOINTS:]
+        row.states = [*kept, (done, state)]
         return torch.cat(parts, dim=1)[0, -wanted:]
 
-    def _forward(self, ids: list[int], done: int, state: Any) -> tuple[Tensor, Any]:
+    def _resume(self, row: Row, start: int) -> tuple[int, Any]:
+        """The newest state that holds no more than ``start`` ids, free to be run on."""
+        usable = [(n, s) for n, s in row.states if self._same(n, len(row.ids))]
+        if usable and can_crop(usable[-1][1]):
+            done, state = usable[-1]
+            row.states = []
+            state.crop(min(start - done, 0))
+            return min(start, done), state
+        row.states = [(n, s) for n, s in usable if n <= start]
+        if not row.states:
+            return 0, None
+        done, state = row.states[-1]
+        return done, copy.deepcopy(state)
+
+    def _forward(self, ids: list[int], done: int, state: Any, keep: int) -> tuple[Tensor, Any]:
         """One forward of the model with its own state; (logits [1, q, V_i], state after it)."""
         module, name = self.engine.module, self._state_name
-        if name is None:
-            return cast(Tensor, module(input_ids=self._tensor(ids)).logits), None
-        if state is None and name == "past_key_values":
-            state = DynamicCache(config=module.config)
-        arguments: dict[str, Any] = {name: state, "use_cache": True, "return_dict": True}
+        arguments: dict[str, Any] = {"return_dict": True, **keep_argument(module, keep)}
+        if name is not None:
+            if state is None and name == "past_key_values":
+                state = plain_cache(module.config)
+            arguments |= {name: state, "use_cache": True}
         if "position_ids" in forward_names(module):
             positions = torch.arange(done, done + len(ids), device=self.engine.device)
             arguments["position_ids"] = positions[None]
-        output = module(input_ids=self._tensor(ids), **arguments)
-        return cast(Tensor, output.logits), getattr(output, name)
+        tensor = torch.tensor([ids], device=self.engine.device)
+        output = module(input_ids=tensor, **arguments)
+        return cast(Tensor, output.logits), None if name is None else getattr(output, name)
 
     def _same(self, before: int, after: int) -> bool:
         """Whether the model's positions mean the same at both lengths."""
         return self.switch is None or (before > self.switch) == (after > self.switch)
-
-    def _tensor(self, ids: list[int]) -> Tensor:
-        return torch.tensor([ids], device=self.engine.device)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep, drop, reorder or repeat rows."""
