@@ -1,1 +1,1 @@
-
+"""Strings: the only place where a token is text or bytes; it ends in index tensors."""
