@@ -32,6 +32,7 @@ from langchain_ensemble.adapter.fields import EnsembleFields
 from langchain_ensemble.adapter.outputs import Transcript, next_chunk, whole_result
 from langchain_ensemble.adapter.running import Run
 from langchain_ensemble.adapter.settings import joined_stop, read_overrides
+from langchain_ensemble.demo import members as demo_members
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.params import RequestParams
 
@@ -301,6 +302,15 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         return self.engine.token_ids(text)
+
+    @classmethod
+    def demo(cls, **settings: Any) -> Self:
+        """Two small members that ship with the package: a toy that runs offline in seconds.
+
+        Args:
+            **settings: Any other field.
+        """
+        return cls(**{"members": demo_members(), **settings})
 
     @model_validator(mode="after")
     def _stamp_ensemble_version(self) -> Self:

@@ -45,6 +45,11 @@ def build_engine(params: EnsembleParams, fusion: Any | None) -> Ensemble:
     return Ensemble(params, fusion=fusion)
 
 
+def _free(engine: Ensemble) -> None:
+    # the garbage collector may call this while its thread holds any lock: another thread unloads
+    threading.Thread(target=engine.unload, name="ensemble-unload", daemon=True).start()
+
+
 class _User:
     """Somebody who may be counted; as long-lived as the lease it stands for."""
 
@@ -67,7 +72,7 @@ class _Handle:
                 self._users.add(user)
             if self._engine is None:
                 self._engine = build_engine(self.params, self.fusion)
-                weakref.finalize(self, self._engine.unload).atexit = False
+                weakref.finalize(self, _free, self._engine).atexit = False
             return self._engine
 
     def warn_of_chat_templates(self) -> None:

@@ -100,10 +100,13 @@ class EnsembleFields(Serializable):
             raise ConfigError(
                 f"{owner} needs members=, a list of Hub ids or folders, or name -> id"
             )
+        wrong = None
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            raise ConfigError(one_line(owner, error)) from None
+            wrong = one_line(owner, error)
+        if wrong is not None:  # not chained: the collector cannot free what a ValidationError holds
+            raise ConfigError(wrong)
         if self.device is not None and self.device_map is not None:
             raise ConfigError(
                 f"{owner} has device={self.device!r} and device_map={self.device_map!r}; "

@@ -64,12 +64,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def reload(llm: BaseLLM) -> BaseLLM:
-    """Write an LLM with ``dumps`` and read it with ``loads``."""
+def reload(llm: BaseLLM, **how: Any) -> BaseLLM:
+    """Write an LLM with ``dumps`` and read it with ``loads`` (``how`` is for ``loads``)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LangChainBetaWarning)
         package = type(llm).__module__.split(".")[0]
-        loaded = loads(dumps(llm), allowed_objects=[type(llm)], valid_namespaces=[package])
+        allowed: dict[str, Any] = {"allowed_objects": [type(llm)], "valid_namespaces": [package]}
+        loaded = loads(dumps(llm), **allowed, **how)
     return cast("BaseLLM", loaded)
 
 
