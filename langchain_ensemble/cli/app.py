@@ -1,0 +1,172 @@
+"""The commands and their options. Everything heavy is imported when a command runs.
+
+Knows options only; what a command does is in the file of its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from langchain_ensemble._version import __version__
+from langchain_ensemble.cli.console import USAGE, OneLineGroup, say
+from langchain_ensemble.cli.options import make_ensemble, read_prompt
+
+app = typer.Typer(
+    name="langchain-ensemble",
+    cls=OneLineGroup,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Several language models with different tokenizers decode one answer together.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(help="What fusions keep on disk: warm, list, verify, clear.")
+app.add_typer(cache_app, name="cache")
+
+Members = Annotated[
+    list[str] | None,
+    typer.Option("-m", "--member", metavar="NAME=ID", help="A member: Hub id or folder; repeat."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("-c", "--config", metavar="FILE", help="Members and settings, as to_config()."),
+]
+Fusion = Annotated[
+    str | None, typer.Option(metavar="NAME", help="average, deepen (default), gac or unite.")
+]
+Weights = Annotated[
+    str | None, typer.Option(metavar="A=0.6,B=0.4", help="One a member, sum 1; default: uniform.")
+]
+Main = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Whose vocabulary is read; default: the first.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+def _lazy(name: str) -> Any:
+    """Import a command's file now. torch and transformers take seconds, which help must not."""
+    return importlib.import_module(f"langchain_ensemble.cli.{name}")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        say(f"{__version__}\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        say(context.get_help() + "\n")
+        raise typer.Exit(USAGE)
+
+
+@app.command()
+def run(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or none: stdin.")] = None,
+    member: Members = None,
+    config: Config = None,
+    fusion: Fusion = None,
+    weights: Weights = None,
+    main: Main = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Decode steps at most; default: 256.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0, the default, is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1, the default, is off.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0, the default, is off.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="0, the default, is off.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="1, the default, is off.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For sampling.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Text that ends it; repeat.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds at most.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Stream one answer: the text alone on stdout."""
+    llm = make_ensemble(
+        member,
+        config,
+        fusion=fusion,
+        weights=weights,
+        main=main,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        timeout=timeout,
+    )
+    _lazy("run").run(llm, read_prompt(prompt), as_json=as_json)
+
+
+@app.command()
+def check(
+    member: Members = None,
+    config: Config = None,
+    fusion: Fusion = None,
+    main: Main = None,
+    as_json: Json = False,
+) -> None:
+    """Tell, without reading weights, whether these members fit together."""
+    llm = make_ensemble(member, config, fusion=fusion, main=main)
+    raise typer.Exit(_lazy("check").check(llm, as_json=as_json))
+
+
+@app.command()
+def selftest(
+    member: Members = None,
+    config: Config = None,
+    fusion: Fusion = None,
+    weights: Weights = None,
+    main: Main = None,
+) -> None:
+    """Load these members and prove that they decode right, alone and together."""
+    llm = make_ensemble(member, config, fusion=fusion, weights=weights, main=main)
+    raise typer.Exit(_lazy("selftest").selftest(llm))
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Print versions, devices, memory and the cache, for bug reports."""
+    _lazy("info").info(as_json=as_json)
+
+
+@cache_app.command("warm")
+def cache_warm(
+    member: Members = None, config: Config = None, fusion: Fusion = None, main: Main = None
+) -> None:
+    """Build now what the fusion of these members needs."""
+    _lazy("cache").warm(make_ensemble(member, config, fusion=fusion, main=main))
+
+
+@cache_app.command("list")
+def cache_list() -> None:
+    """List the entries."""
+    _lazy("cache").show_list()
+
+
+@cache_app.command("verify")
+def cache_verify() -> None:
+    """Read every entry and check it; exit 1 where one is bad."""
+    raise typer.Exit(_lazy("cache").verify())
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Remove every entry; it is built again when it is needed."""
+    _lazy("cache").clear()
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    app(prog_name="langchain-ensemble")

@@ -1,0 +1,56 @@
+"""``run``: one prompt, one streamed answer."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.outputs import LLMResult
+
+from langchain_ensemble.cli.console import Bars, say, say_json, stderr
+from langchain_ensemble.llms import EnsembleLLM
+
+
+class _Ending(BaseCallbackHandler):
+    """Keeps what is said about an answer when it is complete."""
+
+    def __init__(self) -> None:
+        self.info: dict[str, Any] = {}
+
+    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        self.info = dict(response.generations[0][0].generation_info or {})
+
+
+def run(llm: EnsembleLLM, prompt: str, *, as_json: bool) -> None:
+    """Decode one answer and write it while it grows.
+
+    Args:
+        llm: The ensemble.
+        prompt: The prompt.
+        as_json: Write one JSON object at the end instead of the text as it comes.
+    """
+    with llm:
+        with Bars() as bars:
+            llm.engine.load(bars)
+        ending = _Ending()
+        texts = []
+        for text in llm.stream(prompt, config={"callbacks": [ending]}):
+            texts.append(text)
+            if not as_json:
+                say(text)
+    if as_json:
+        say_json({"prompt": prompt, "text": "".join(texts), **ending.info})
+    elif sys.stdout.isatty():
+        say("\n")
+        stderr().print(_summary(ending.info), style="dim")
+
+
+def _summary(info: dict[str, Any]) -> str:
+    """One line about an answer, for a terminal."""
+    usage, ensemble = info["usage"], info["ensemble"]
+    return (
+        f"{info['model_name']}: {info['finish_reason']}, {usage['prompt_tokens']} + "
+        f"{usage['completion_tokens']} tokens, {ensemble['share_fused']:.0%} of "
+        f"{ensemble['steps']} steps fused"
+    )
