@@ -252,7 +252,7 @@ class _Unwritable(Exception):
 def _canonical(key: Mapping[str, Any]) -> str:
     try:
         return json.dumps(
-            {"format": FORMAT, **key}, sort_keys=True, separators=(",", ":"), allow_nan=False
+            {**key, "store_format": FORMAT}, sort_keys=True, separators=(",", ":"), allow_nan=False
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"cache key {key!r} is not JSON: {error}") from error

@@ -1,8 +1,8 @@
 """DeePEn: fuse in a space that members with different tokenizers share.
 
-Huang et al., NeurIPS 2024, arXiv:2404.12715. Each member's tokens are told by their similarity to the *anchors*, tokens that all members have
-(``relative.py``); ``t = sum_i w_i p_i R_i`` is the members' mean there; a short search moves main's
-logits towards ``t`` (``search.py``).
+Huang et al., NeurIPS 2024, arXiv:2404.12715. Each member's tokens are told by their similarity to
+the *anchors*, tokens that all members have (``relative.py``); ``t = sum_i w_i p_i R_i`` is the
+members' mean there; a short search moves main's logits towards ``t`` (``search.py``).
 
 Where we depart from the authors' code and why:
 

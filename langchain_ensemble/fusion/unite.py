@@ -41,7 +41,15 @@ from langchain_ensemble.fusion.base import (
     MemberKeys,
     Needs,
 )
-from langchain_ensemble.fusion.voices import TINY, finite_score, present, voices
+from langchain_ensemble.fusion.voices import (
+    LOG_TINY,
+    TINY,
+    dense,
+    finite_score,
+    present,
+    voices,
+    weighted_log_sum,
+)
 
 
 @dataclass(frozen=True)
@@ -86,12 +94,14 @@ class _Union:
         keys: [N, S] ascending union keys, ``U`` (the union's size) in empty slots.
         mass: One [N, S] a member, its probability of each candidate after sharing.
         ends: One [N] a member, its probability of END.
+        counted: One [N, S] a member, the ids whose probability was divided over the candidates.
         share: [N, M] weights after abstention.
     """
 
     keys: Tensor
     mass: list[Tensor]
     ends: list[Tensor]
+    counted: list[Tensor]
     share: Tensor
 
     def inside(self, i: int) -> Tensor:
@@ -125,24 +135,20 @@ class UniteFuser:
         )
         fused = self._mean(union).logprob_of(targets)
         listed = (union.keys == targets[:, None]).any(-1)
-        main_outside, outside = self._outside(run[0], union, targets)
-        # 1 - m is a difference of rounded numbers; main's own part of it is known better.
-        left = torch.maximum(1.0 - inside, union.share[:, 0] * outside.exp()).clamp_min(TINY)
-        beyond = left.log() + main_outside - outside.masked_fill(outside == -torch.inf, 0.0)
+        whole = dense(run, self._alignment)
+        left = [_without(one.logprobs, ids) for one, ids in zip(whole, union.counted, strict=True)]
+        width = self._alignment.main.width
+        outside = _without(whole[0].logprobs, torch.where(union.keys < width, union.keys, -1))
+        own = torch.where(targets < width, targets, -1)[:, None]
+        target = run[0].logprobs_at(own, self._alignment.main)[:, 0]
+        # 1 - m is summed over what was not counted: the difference would be rounding alone.
+        beyond = (
+            weighted_log_sum(left, union.share).clamp_min(LOG_TINY)
+            + target
+            - outside.masked_fill(outside == -torch.inf, 0.0)
+        )
         score = torch.where(listed, fused + inside.clamp_min(TINY).log(), beyond)
         return finite_score(score, run[0], targets, self._alignment)
-
-    def _outside(
-        self, main: MemberDistribution, union: _Union, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Main's log-probability of the target, and of everything outside the candidates."""
-        whole = main.to_dense(self._alignment.main)
-        width = self._alignment.main.width
-        columns = torch.where(union.keys < width, union.keys, width)
-        padded = torch.nn.functional.pad(whole.logprobs, (0, 1), value=-torch.inf)
-        outside = padded.scatter(-1, columns, -torch.inf).logsumexp(-1)
-        target = torch.where(targets < width, targets, width)[:, None]
-        return padded.gather(-1, target)[:, 0], outside
 
     def _mean(self, union: _Union) -> FusedDistribution:
         """Renormalise each member over the candidates and take the weighted mean."""
@@ -185,7 +191,7 @@ class UniteFuser:
         ends = [
             torch.where(share[:, i] > 0, one.end.exp(), 0.0) for i, one in enumerate(distributions)
         ]
-        return _Union(candidates, mass, ends, share)
+        return _Union(candidates, mass, ends, falls_on, share)
 
     def _best(self, one: MemberDistribution, keys: MemberKeys, speaks: Tensor) -> Tensor:
         """Union keys of the ``k`` best, ties by union key; empty slots hold the union's size."""
@@ -219,6 +225,14 @@ class UniteFuser:
         at = torch.where(full, candidates, 0)
         own = torch.where(full, keys.from_union[at], -1)
         return own, torch.where(full, keys.longest_prefix[at], -1)
+
+
+def _without(logprobs: Tensor, ids: Tensor) -> Tensor:
+    """Log-mass [N] of all but some ids [N, S]; -1 is none."""
+    padded = torch.nn.functional.pad(logprobs, (0, 1), value=-torch.inf)
+    return padded.scatter(-1, torch.where(ids < 0, logprobs.shape[-1], ids), -torch.inf).logsumexp(
+        -1
+    )
 
 
 def _divide(falls_on: Tensor, has: Tensor, others: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ spare ids, control ids and end ids; random distributions; no tokenizer and no mo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -37,12 +38,14 @@ class Case:
     """Members that are ready to be fused.
 
     Attributes:
+        vocabularies: The bytes of each id, None for a control or unused id; one list a member.
         alignment: Their keys.
         embeddings: One [V_i, D] a member.
         distributions: One a member, N rows.
         weights: [N, M].
     """
 
+    vocabularies: tuple[list[bytes | None], ...]
     alignment: Alignment
     embeddings: tuple[Tensor, ...]
     distributions: tuple[MemberDistribution, ...]
@@ -96,6 +99,7 @@ def random_case(
         embeddings, logits = [embeddings[0]] * members, [logits[0]] * members
     weights = torch.rand(rows, members, generator=generator) + 0.1
     return Case(
+        tuple(vocabularies),
         alignment,
         tuple(embeddings),
         tuple(
@@ -185,6 +189,7 @@ class FusionContract:
             order = [0, 2, 1]
             members = tuple(case.alignment.members[i] for i in order)
             swapped = Case(
+                tuple(case.vocabularies[i] for i in order),
                 replace(case.alignment, members=members),
                 tuple(case.embeddings[i] for i in order),
                 tuple(case.distributions[i] for i in order),
@@ -317,8 +322,6 @@ class FusionContract:
 
     def test_settings_are_json_and_make_the_same_fusion(self) -> None:
         """Settings survive a round trip."""
-        import json
-
         fusion = self.fusion()
         again = type(fusion)(**json.loads(json.dumps(fusion.settings())))
         assert again.settings() == fusion.settings()
@@ -347,7 +350,7 @@ class FusionContract:
 
 def take_rows(distribution: MemberDistribution, rows: slice) -> MemberDistribution:
     """Some rows of a distribution."""
-    taken = {
+    taken: dict[str, Any] = {
         name: value[rows] for name, value in vars(distribution).items() if torch.is_tensor(value)
     }
     return replace(distribution, **taken)
