@@ -28,7 +28,14 @@ from langchain_ensemble.members.files import (
 from langchain_ensemble.members.huggingface import HFMember, Weights
 from langchain_ensemble.members.quantization import quantization_config
 from langchain_ensemble.members.registry import acquire
-from langchain_ensemble.members.sources import Source, bars, fetch_weights, locate, title
+from langchain_ensemble.members.sources import (
+    Source,
+    bars,
+    fetch_weights,
+    first_line,
+    locate,
+    title,
+)
 from langchain_ensemble.params import Member, derive_name
 
 DEFAULTS = (
@@ -158,7 +165,7 @@ def _refusal(member: Member, source: Source, error: Exception) -> str:
         )
     return (
         f"member {title(member)}: {member.model!r} (model_type {raw.get('model_type')!r}) cannot "
-        f"be loaded by this transformers: {str(error).splitlines()[0]}"
+        f"be loaded by this transformers: {first_line(error)}"
     )
 
 
@@ -201,7 +208,7 @@ def load_tokenizer(member: Member, source: Source | None = None) -> Any:
     except (ValueError, KeyError, OSError, TypeError, ImportError) as error:
         raise MemberError(
             f"member {title(member)}: {member.model!r} has no tokenizer that can be loaded "
-            f"({str(error).splitlines()[0]}); its folder needs tokenizer.json (or tokenizer.model)"
+            f"({first_line(error)}); its folder needs tokenizer.json (or tokenizer.model)"
         ) from error
     if member.chat_template is not None:
         tokenizer.chat_template = member.chat_template
@@ -305,9 +312,7 @@ def _read(
     except (ValueError, KeyError, OSError) as error:
         raise MemberError(_refusal(member, source, error)) from error
     except ImportError as error:
-        raise ConfigError(
-            f"member {title(member)}: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ConfigError(f"member {title(member)}: {first_line(error)}") from error
     lost = sorted([*report["missing_keys"], *(str(k) for k in report["mismatched_keys"])])
     if lost:
         raise MemberError(

@@ -54,6 +54,10 @@ WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+"""Base of what the Hub's HTTP client raises; its module's name changed between versions."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A member's files on disk.
@@ -182,7 +186,7 @@ def _arguments(member: Member) -> dict[str, Any]:
 def _remote_sizes(member: Member, path: Path) -> dict[str, int]:
     """Sizes of the weight files at the snapshot's commit; from the cache when offline."""
     try:
-        with explained(member):
+        with bars(never=True), explained(member):
             arguments = {**_arguments(member), "revision": path.name}
             listed = snapshot_download(**arguments, allow_patterns=list(WEIGHT_FILES), dry_run=True)
     except _Unlisted:
@@ -236,12 +240,21 @@ def explained(member: Member) -> Iterator[None]:
             f"{who} must be downloaded, but {error.filename!r} cannot be written; set HF_HOME to a "
             "folder that can, or fill the cache beforehand"
         ) from error
-    except HfHubHTTPError as error:
-        raise MemberError(f"{who} could not be read from the Hub: {error}; try again") from error
+    except HTTP_ERROR as error:
+        raise MemberError(
+            f"{who} could not be read from the Hub: {first_line(error)}; nothing half-written is "
+            "used, try again"
+        ) from error
     except OSError as error:
         raise MemberError(
-            f"{who} could not be downloaded: {error}; nothing half-written is used, try again"
+            f"{who} could not be downloaded: {first_line(error)}; nothing half-written is used, "
+            "try again"
         ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without the pages that follow."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def _offline(member: Member, error: BaseException) -> str:
@@ -249,7 +262,7 @@ def _offline(member: Member, error: BaseException) -> str:
     if member.local_files_only:
         return "local_files_only=True"
     cause = error.__cause__
-    return f"{type(cause).__name__}: {cause}" if cause is not None else str(error).splitlines()[0]
+    return f"{type(cause).__name__}: {cause}" if cause is not None else first_line(error)
 
 
 _bars_lock = threading.Lock()
@@ -258,10 +271,10 @@ _bars_were = (True, True)
 
 
 @contextmanager
-def bars() -> Iterator[None]:
+def bars(never: bool = False) -> Iterator[None]:
     """Let Hugging Face draw its progress bars on a terminal only; settings are left as found."""
     global _bars_depth, _bars_were
-    if sys.stderr is not None and sys.stderr.isatty():
+    if not never and sys.stderr is not None and sys.stderr.isatty():
         yield
         return
     with _bars_lock:

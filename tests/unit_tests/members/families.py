@@ -81,8 +81,9 @@ RAGGED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek-v3": (
         "deepseek_v3",
-        {**MLA, "head_dim": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-         "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+        {**MLA, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+         "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+         "head_dim": 4},
     ),
     "minicpm3": ("minicpm3", MLA),
 }  # fmt: skip
