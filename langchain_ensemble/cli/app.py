@@ -124,14 +124,10 @@ def check(
 
 @app.command()
 def selftest(
-    member: Members = None,
-    config: Config = None,
-    fusion: Fusion = None,
-    weights: Weights = None,
-    main: Main = None,
+    member: Members = None, config: Config = None, fusion: Fusion = None, main: Main = None
 ) -> None:
     """Load these members and prove that they decode right, alone and together."""
-    llm = make_ensemble(member, config, fusion=fusion, weights=weights, main=main)
+    llm = make_ensemble(member, config, fusion=fusion, main=main)
     raise typer.Exit(_lazy("selftest").selftest(llm))
 
 

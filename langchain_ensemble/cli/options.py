@@ -38,7 +38,8 @@ def make_ensemble(
         raise ConfigError("members come from -m or from -c, not from both; leave one out")
     if not members and config is None:
         raise ConfigError(
-            "no members; give each with -m name=id (a Hub id or a folder), or a file with -c"
+            "no members; give each with -m name=id (a Hub id or a folder), or a file with -c; "
+            "python -m langchain_ensemble.demo shows two that come with the package"
         )
     settings: dict[str, Any] = {"members": read_members(members or [])}
     if config is not None:
