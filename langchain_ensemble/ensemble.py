@@ -9,7 +9,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -280,6 +280,8 @@ class Ensemble:
             found = self._voices_with_weight(weights)
         places, shares = found
         voices = [built.voices[p] for p in places]
+        if len(voices) == 1:  # alone it is main, and its own ids are walked
+            voices = [replace(voices[0], verbatim=True)]
         prompts = [voice.member.prompt(prompt) for voice in voices]
         with self._engine.lock:
             scorer = Scorer(voices, prompts, text)
@@ -342,9 +344,7 @@ def _sampling(request: RequestParams) -> Sampling:
 def _to(keys: MemberKeys, device: torch.device) -> MemberKeys:
     """The keys with their tensors on a member's device."""
     given = {f.name: getattr(keys, f.name) for f in fields(keys) if f.init}
-    return MemberKeys(
-        **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
-    )
+    return MemberKeys(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()})
 
 
 def _warn(message: str) -> None:

@@ -30,22 +30,28 @@ def naive_greedy(
     built: Any = ensemble._ready()
     prompts = [v.member.prompt(prompt) for v in built.voices]
     answer, main_ids, keys = b"", [], []
-    visited: list[list[bytes]] = [[] for _ in built.voices]  # per voice, answers at boundaries
+    visited: list[list[bytes]] = [[] for _ in built.voices]  # per voice, what it held at boundaries
     paths: list[list[float]] = [[] for _ in built.voices]
-    for _ in range(steps):
+    lead = [
+        b" " * int(p.text_start and v.vocabulary.dummy_prefix)
+        for v, p in zip(built.voices, prompts, strict=True)
+    ]
+    for step in range(steps):
+        held = [(own + answer if step else b"") for own in lead]
         try:
             text: str | None = answer.decode()
         except UnicodeDecodeError:
             text = None
         distributions, abstain, c = [], [], []
         for place, voice in enumerate(built.voices):
-            silent = place > 0 and text is None
-            ids = main_ids if voice.verbatim else voice.vocabulary.encode(_whole(answer)).ids
+            silent = place > 0 and (text is None or (step == 0 and lead[place] != lead[0]))
+            ids = main_ids if voice.verbatim else voice.vocabulary.encode(_whole(held[place])).ids
             got = _distribution(voice, prompts[place], ids, answer if place == 0 else b"")
             distributions.append(got)
             abstain.append(silent or bool(got.abstain[0]))
             weigh = boundaries and not voice.verbatim and text is not None
-            c.append(_boundary(voice, prompts[place], answer, visited[place], paths[place]) if weigh else 1.0)
+            where = (voice, prompts[place], held[place], visited[place], paths[place])
+            c.append(_boundary(*where) if weigh else 1.0)
         rows = effective_weights(
             torch.tensor([weights]), torch.tensor([abstain]), torch.tensor([c], dtype=torch.float32)
         )
@@ -56,11 +62,12 @@ def naive_greedy(
             return answer, [*keys, -1]
         key = column if fused.keys is None else int(fused.keys[0, column])
         keys.append(key)
-        answer += built.key_bytes[key]
+        data = built.key_bytes[key]
+        answer += data[1:] if step == 0 and lead[0] and data.startswith(b" ") else data
         if key < built.members[0].logits_width:
             main_ids = [*main_ids, key]
         else:
-            main_ids = list(built.voices[0].vocabulary.encode(answer.decode()).ids)
+            main_ids = list(built.voices[0].vocabulary.encode((lead[0] + answer).decode()).ids)
     return answer, keys
 
 

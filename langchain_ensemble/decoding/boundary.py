@@ -28,16 +28,14 @@ BOUNDARIES = 8
 class BoundaryTracker:
     """The last boundaries of one member, for B rows."""
 
-    def __init__(self, keys: SortedKeysLike, rows: int, lead: list[int]) -> None:
+    def __init__(self, keys: SortedKeysLike, rows: int) -> None:
         """Start with no boundary.
 
         Args:
             keys: The member's keys in byte order.
             rows: B.
-            lead: Per row, 1 where the member begins the text with a space that is no byte of it.
         """
         self._keys = keys
-        self._lead = lead
         self._visited: list[list[tuple[int, int]]] = [[] for _ in range(rows)]  # (position, slot)
         self._next = [0] * rows
         self._sums: Tensor | None = None  # [B, slots, K + 1] float64
@@ -53,7 +51,7 @@ class BoundaryTracker:
 
         Args:
             distribution: The member's dense distribution after each row's answer.
-            answers: Bytes of every row's answer.
+            answers: Bytes of every row's answer as the member holds them, a lead included.
             active: Rows in which the member stands at the end of the answer.
 
         Returns:
@@ -78,8 +76,7 @@ class BoundaryTracker:
         for position, slot in self._visited[row]:
             if position >= len(answer):
                 continue
-            lead = b" " * self._lead[row] if position == 0 else b""
-            span = lead + bytes(answer[position:])
+            span = bytes(answer[position:])
             low, high = self._keys.range(span)
             exact = self._keys.position(span)
             found.append((slot, low, high, 0 if exact is None else exact + 1))
@@ -160,6 +157,5 @@ class BoundaryTracker:
         """Keep, drop, reorder or repeat rows."""
         self._visited = [list(self._visited[r]) for r in rows]
         self._next = [self._next[r] for r in rows]
-        self._lead = [self._lead[r] for r in rows]
         if self._sums is not None and self._path is not None:
             self._sums, self._path = self._sums[rows], self._path[rows]

@@ -128,8 +128,7 @@ class Loop:
             self._logits.append(logits)
             tracker = None
             if task.weigh_boundaries and voice.sorted_keys is not None:
-                lead = [row.tracks[place].lead for row in self.rows]
-                tracker = BoundaryTracker(voice.sorted_keys, len(self.rows), lead)
+                tracker = BoundaryTracker(voice.sorted_keys, len(self.rows))
             self._trackers.append(tracker)
 
     # 2. fuse and choose
@@ -166,11 +165,12 @@ class Loop:
         self, rows: list[Row], distributions: Sequence[MemberDistribution]
     ) -> list[Tensor | None]:
         """c_i of every voice that can be asked what follows half a token."""
-        answers = [row.answer for row in rows]
         here = [not row.fragment for row in rows]
         return [
-            None if tracker is None else tracker.observe(distribution, answers, here)
-            for tracker, distribution in zip(self._trackers, distributions, strict=True)
+            None
+            if tracker is None
+            else tracker.observe(distributions[place], [r.held_by(place) for r in rows], here)
+            for place, tracker in enumerate(self._trackers)
         ]
 
     def _choose_fused(self) -> list[Chosen]:

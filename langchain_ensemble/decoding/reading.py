@@ -46,7 +46,7 @@ def stands(
         prompt: Its prompt.
         text: The text to be scored.
         main_ids: Main's canonical ids of it.
-        positions: Byte offset before each of main's ids; None inside a character.
+        positions: Bytes of the text before each of main's ids; None inside a character.
 
     Returns:
         The voice's ids of the whole text, and where it stands before each of main's ids (None: it
@@ -60,12 +60,12 @@ def stands(
     data = text.encode()
     found: list[Stand | None] = []
     agree = 0
-    for position in positions:
+    for number, position in enumerate(positions):
         if position is None:
             found.append(None)
             continue
-        if position or lead:
-            kept, _ = track.take(data[:position].decode()) if position else (0, [])
+        if number:  # before main's first id nothing is read, not even a lead
+            kept, _ = track.take(data[:position].decode())
             agree = min(agree, kept)
         while agree < min(len(track.ids), len(whole)) and track.ids[agree] == whole[agree]:
             agree += 1

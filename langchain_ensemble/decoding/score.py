@@ -17,7 +17,7 @@ from langchain_ensemble.constraints.utf8 import START, state_after
 from langchain_ensemble.decoding.boundary import BoundaryTracker
 from langchain_ensemble.decoding.fusing import keys_of, row_weights, spread, voice_distribution
 from langchain_ensemble.decoding.protocols import Voice
-from langchain_ensemble.decoding.reading import Reader, Stand, stands
+from langchain_ensemble.decoding.reading import Reader, stands
 from langchain_ensemble.decoding.records import Score
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.fusion.base import Fuser, MemberDistribution
@@ -98,10 +98,10 @@ class Scorer:
             The score.
         """
         trackers = [
-            BoundaryTracker(v.sorted_keys, 1, [lead])
+            BoundaryTracker(v.sorted_keys, 1)
             if weigh_boundaries and v.sorted_keys is not None
             else None
-            for v, lead in zip(self._voices, self._lead, strict=True)
+            for v in self._voices
         ]
         total, greedy = 0.0, True
         try:
@@ -168,7 +168,7 @@ class Scorer:
             silent.append(
                 [s is None or self._starts_apart(place, at + n) for n, s in enumerate(plan)]
             )
-            boundary.append(self._boundaries(trackers[place], got, at, plan))
+            boundary.append(self._boundaries(place, trackers[place], got, at))
         return distributions, row_weights(base, distributions, silent, boundary)
 
     def _starts_apart(self, place: int, row: int) -> bool:
@@ -176,23 +176,25 @@ class Scorer:
 
     def _boundaries(
         self,
+        place: int,
         tracker: BoundaryTracker | None,
         distribution: MemberDistribution,
         at: int,
-        plan: Sequence[Stand | None],
     ) -> Tensor | None:
         """[N] c_i of one voice, position by position; None where it is 1."""
         if tracker is None:
             return None
         weighed = []
-        for n, stand in enumerate(plan):
+        lead = b" " * self._lead[place]
+        for n in range(len(distribution.logprobs)):
             row = replace(
                 distribution,
                 logprobs=distribution.logprobs[n : n + 1],
                 end=distribution.end[n : n + 1],
             )
-            answer = self._data[: self._starts[at + n]]
-            weighed.append(tracker.observe(row, [answer], [stand is not None]))
+            answer = lead + self._data[: self._starts[at + n]] if at + n else b""
+            here = self._stands[place][at + n] is not None
+            weighed.append(tracker.observe(row, [answer], [here]))
         return torch.cat(weighed)
 
 

@@ -120,7 +120,11 @@ class Row:
         One begins with a space that is no byte of the text, the other does not: their first keys
         cannot be compared, so the voice abstains once.
         """
-        return not self.answer and self.tracks[place].lead != self.tracks[0].lead
+        return not self.records and self.tracks[place].lead != self.tracks[0].lead
+
+    def held_by(self, place: int) -> bytes:
+        """The answer's bytes as one voice holds them: with its lead, once it has begun."""
+        return b" " * self.tracks[place].lead + self.answer if self.records else b""
 
     def text(self, start: int, end: int) -> str:
         """Decode some complete bytes; bytes that can never be text show as U+FFFD (one voice)."""

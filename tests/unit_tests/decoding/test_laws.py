@@ -73,21 +73,24 @@ def test_one_real_member_is_generate(shared: Path, name: str) -> None:
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_all_weight_on_main_is_generate(shared: Path, fusion: str) -> None:
     with ensemble([stories(shared), baby(shared)], fusion=fusion) as owner:
-        ours = main_ids(owner, PROMPT, max_tokens=40, weights={"stories260K": 1, "babyllama-361": 0})
+        ours = main_ids(
+            owner, PROMPT, max_tokens=40, weights={"stories260K": 1, "babyllama-361": 0}
+        )
     assert ours == generated(stories(shared), PROMPT, max_new_tokens=40)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("boundaries", ["discount", "vote"])
 @pytest.mark.parametrize("main", ["stories260K", "babyllama-361"])
+@pytest.mark.parametrize("prompt", [PROMPT, ""])
 def test_the_loop_is_its_naive_twin(
-    shared: Path, fusion: str, boundaries: str, main: str
+    shared: Path, fusion: str, boundaries: str, main: str, prompt: str
 ) -> None:
     members = [stories(shared), baby(shared)]
     with ensemble(members, fusion=fusion, open_boundaries=boundaries, main=main) as owner:
-        steps = 24
-        naive, keys = naive_greedy(owner, PROMPT, steps, [0.5, 0.5], boundaries == "discount")
-        with owner.open([PROMPT], RequestParams(max_tokens=steps)) as decoding:
+        steps = 14
+        naive, keys = naive_greedy(owner, prompt, steps, [0.5, 0.5], boundaries == "discount")
+        with owner.open([prompt], RequestParams(max_tokens=steps)) as decoding:
             while not decoding.done:
                 decoding.step()
             row = decoding._loop.rows[0]

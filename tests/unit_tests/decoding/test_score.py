@@ -29,35 +29,43 @@ def naive_score(owner: Ensemble, text: str, prompt: str) -> float:
     """Every position from scratch; the whole answer re-tokenised for every member."""
     built: Any = owner._ready()
     prompts = [v.member.prompt(prompt) for v in built.voices]
-    lead = [int(p.text_start and v.vocabulary.dummy_prefix) for v, p in zip(built.voices, prompts, strict=True)]
-    assert not any(lead), "the naive twin scores after a prompt"
+    lead = [
+        b" " * int(p.text_start and v.vocabulary.dummy_prefix)
+        for v, p in zip(built.voices, prompts, strict=True)
+    ]
     main = built.voices[0].vocabulary
-    ids = main.encode(text).ids
-    total, answer = 0.0, b""
+    ids = main.encode(lead[0].decode() + text).ids
+    total, whole = 0.0, b""
     visited: list[list[bytes]] = [[] for _ in built.voices]
     paths: list[list[float]] = [[] for _ in built.voices]
     for number, token in enumerate(ids):
         distributions, c = [], []
+        answer = whole[len(lead[0]) :]
         for place, voice in enumerate(built.voices):
-            own = ids[:number] if place == 0 else voice.vocabulary.encode(answer.decode()).ids
+            held = lead[place] + answer if number else b""
+            own = ids[:number] if place == 0 else voice.vocabulary.encode(held.decode()).ids
             distributions.append(_distribution(voice, prompts[place], own, b""))
             weigh = not voice.verbatim
-            c.append(_boundary(voice, prompts[place], answer, visited[place], paths[place]) if weigh else 1.0)
+            where = (voice, prompts[place], held, visited[place], paths[place])
+            c.append(_boundary(*where) if weigh else 1.0)
         weights = torch.full((1, len(c)), 1 / len(c))
-        rows = effective_weights(weights, torch.zeros(1, len(c), dtype=torch.bool), torch.tensor([c]))
+        rows = effective_weights(
+            weights, torch.zeros(1, len(c), dtype=torch.bool), torch.tensor([c])
+        )
         target = built.voices[0].keys.representative[torch.tensor([token])]
         total += float(built.fuser.score(distributions, rows, target))
-        answer += main.token_bytes[token]
+        whole += main.token_bytes[token]
     return total
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("main", ["stories260K", "babyllama-361"])
-def test_score_is_its_naive_twin(shared: Path, fusion: str, main: str) -> None:
-    text = " was a little girl who"
+@pytest.mark.parametrize("prompt", ["Once upon a time, there", ""])
+def test_score_is_its_naive_twin(shared: Path, fusion: str, main: str, prompt: str) -> None:
+    text = " was a little girl" if prompt else "There was a girl"
     with open_ensemble(shared, ["stories260K", "babyllama-361"], fusion=fusion, main=main) as owner:
-        score = owner.score(text, "Once upon a time, there")
-        assert score.logprob == pytest.approx(naive_score(owner, text, "Once upon a time, there"), rel=1e-4)
+        score = owner.score(text, prompt)
+        assert score.logprob == pytest.approx(naive_score(owner, text, prompt), rel=1e-4)
         assert math.isfinite(score.logprob)
         assert score.num_bytes == len(text)
         assert score.bits_per_byte == pytest.approx(-score.logprob / len(text) / math.log(2))
@@ -73,7 +81,9 @@ def test_one_member_is_the_models_own_log_likelihood(shared: Path, name: str) ->
     with torch.no_grad():
         logits = torch.log_softmax(model(ids).logits[0, :-1], -1)
     expected = float(logits.gather(1, ids[0, 1:, None]).sum())
-    with open_ensemble(shared, ["stories260K", "babyllama-361", "bitllama-1M"], fusion="average") as owner:
+    with open_ensemble(
+        shared, ["stories260K", "babyllama-361", "bitllama-1M"], fusion="average"
+    ) as owner:
         score = owner.score(TEXT, member=name)
         assert score.logprob == pytest.approx(expected, rel=1e-5)
         assert score.tokens == ids.shape[1] - 1
@@ -90,13 +100,18 @@ def test_greedy_answer_scores_as_greedy(shared: Path, fusion: str) -> None:
         ids = owner._ready().voices[0].vocabulary.encode(answer.text).ids
         if ids == [t.id for t in answer.tokens]:  # the canonical spelling is what was decoded
             assert score.is_greedy
-            assert score.logprob == pytest.approx(sum(t.logprob for t in answer.tokens), rel=1e-3) or fusion == "unite"
+            assert (
+                score.logprob == pytest.approx(sum(t.logprob for t in answer.tokens), rel=1e-3)
+                or fusion == "unite"
+            )
         assert not owner.score("zqxj", prompt).is_greedy
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_long_text_slides_and_counts_every_token_once(shared: Path, fusion: str) -> None:
-    text = (shared / "text" / "tinystories" / "heldout_dev.txt").read_text()[:700].replace("\n", " ")
+    text = (
+        (shared / "text" / "tinystories" / "heldout_dev.txt").read_text()[:700].replace("\n", " ")
+    )
     with open_ensemble(shared, ["stories260K", "babyllama-361"], fusion=fusion) as owner:
         score = owner.score(text)
         assert score.windows > 2
@@ -105,7 +120,9 @@ def test_long_text_slides_and_counts_every_token_once(shared: Path, fusion: str)
 
 
 def test_sliding_one_member_equals_a_naive_slide(shared: Path) -> None:
-    text = (shared / "text" / "tinystories" / "heldout_dev.txt").read_text()[:600].replace("\n", " ")
+    text = (
+        (shared / "text" / "tinystories" / "heldout_dev.txt").read_text()[:600].replace("\n", " ")
+    )
     folder = str(shared / "models" / "babyllama-361")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -131,7 +148,7 @@ def test_empty_text_and_errors(shared: Path) -> None:
     with open_ensemble(shared, ["babyllama-105", "stories260K"], fusion="average") as owner:
         empty = owner.score("", "Once")
         assert (empty.logprob, empty.num_bytes, empty.bits_per_byte) == (0.0, 0, 0.0)
-        with pytest.raises(ConfigError, match="unknown member 'storys'.*Did you mean 'stories260K'"):
-            owner.score("a", member="storys260K".replace("260K", ""))
+        with pytest.raises(ConfigError, match="unknown member 'story260K'.*mean 'stories260K'"):
+            owner.score("a", member="story260K")
         with pytest.raises(ConfigError, match=r"'babyllama-105' cannot spell 1 character"):
-            owner.score("naïve €")
+            owner.score("a 日 sign")
