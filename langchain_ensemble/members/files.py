@@ -72,7 +72,7 @@ def read_header(who: str, path: Path) -> list[StoredTensor]:
 
 def _broken(who: str, path: Path, what: str) -> str:
     return (
-        f"member {who}: weight file {str(path)!r} is damaged ({what}); delete it and download or "
+        f"member {who!r}: weight file {str(path)!r} is damaged ({what}); delete it and download or "
         "copy it again"
     )
 

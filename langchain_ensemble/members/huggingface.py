@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -12,41 +11,12 @@ from torch import Tensor
 from langchain_ensemble.errors import MemberError
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
 from langchain_ensemble.members.devices import claim_cuda
-from langchain_ensemble.members.fit import Rollback, context_of, fit
+from langchain_ensemble.members.fit import context_of
 from langchain_ensemble.members.prompts import raw_prompt
 from langchain_ensemble.members.registry import Lease
 from langchain_ensemble.members.replay import ReplaySession
 from langchain_ensemble.members.session import Engine, HFSession
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A loaded module and what was learned about it; shared by all members with the same key.
-
-    Attributes:
-        module: The transformers model, in eval mode.
-        device: Where input ids go.
-        identity: Hub commit or content hash of the files.
-        rollback: How its cache is rolled back.
-    """
-
-    module: Any
-    device: torch.device
-    identity: str
-    rollback: Rollback
-
-    @classmethod
-    def of(cls, module: Any, identity: str = "", name: str = "member") -> Weights:
-        """Wrap a module that is already in memory, finding out how its cache rolls back.
-
-        Raises:
-            MemberError: No session of ours gives the model's own results.
-        """
-        module.eval()
-        device = cast(Tensor, next(module.parameters())).device
-        if device.type == "meta":
-            device = torch.device(getattr(module, "device", "cpu"))
-        return cls(module, device, identity, fit(name, module, device))
+from langchain_ensemble.members.weights import Weights
 
 
 class HFMember:

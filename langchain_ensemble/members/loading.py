@@ -6,36 +6,18 @@ between them (name, template, system prompt, tokenizer object, token) is added h
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from langchain_ensemble.errors import ConfigError, MemberError, MemoryLimitError, unknown_name
-from langchain_ensemble.members.devices import claim_cuda, free_bytes, resolve_device, resolve_dtype
-from langchain_ensemble.members.files import (
-    StoredTensor,
-    content_hash,
-    memory_needed,
-    read_header,
-    stored_dtype,
-)
-from langchain_ensemble.members.huggingface import HFMember, Weights
-from langchain_ensemble.members.quantization import quantization_config
-from langchain_ensemble.members.registry import acquire
-from langchain_ensemble.members.sources import (
-    Source,
-    bars,
-    fetch_weights,
-    first_line,
-    locate,
-    title,
-)
+from langchain_ensemble.errors import ConfigError, MemberError, unknown_name
+from langchain_ensemble.members.devices import claim_cuda, resolve_device
+from langchain_ensemble.members.hub import first_line, title
+from langchain_ensemble.members.huggingface import HFMember
+from langchain_ensemble.members.sources import Source, fetch_weights, gguf_file, locate, refusal
+from langchain_ensemble.members.weights import share_weights
 from langchain_ensemble.params import Member, derive_name
 
 DEFAULTS = (
@@ -43,13 +25,6 @@ DEFAULTS = (
     "trust_remote_code", "local_files_only", "token",
 )  # fmt: skip
 """Settings that an ensemble may give for all members that do not say otherwise."""
-
-_build_lock = threading.Lock()
-"""transformers builds one model at a time: meanwhile it patches its own classes and torch's default
-dtype, and two at once leave weights random. Downloads, checks and hashes run side by side."""
-
-HEADROOM = 1.1
-"""Share of the weights' size that must be free: buffers and the first forwards need some."""
 
 
 def with_defaults(member: Member, defaults: Mapping[str, Any]) -> Member:
@@ -99,12 +74,10 @@ def load_member(member: Member, **defaults: Any) -> HFMember:
     device = None if member.device_map else resolve_device(name, member.device)
     if device is not None:
         claim_cuda(name, device)
-    quantizer = quantization_config(name, member.quantization)
     source = locate(member)
     config = load_config(member, source)
     tokenizer = load_tokenizer(member, source)
-    key = _key(member, source, device)
-    lease = acquire(key, lambda: _load_weights(member, source, config, device, quantizer))
+    lease = share_weights(member, source, config, device)
     try:
         return HFMember(name, lease, tokenizer, system=member.system)
     except BaseException:
@@ -143,38 +116,15 @@ def load_config(member: Member, source: Source) -> Any:
         MemberError: Unknown architecture, or one that needs the repository's own code.
     """
     arguments: dict[str, Any] = {}
-    if (member.quantization or "").startswith("gguf:"):
+    if (file := gguf_file(member)) is not None:
         fetch_weights(member, source)
-        arguments["gguf_file"] = (member.quantization or "").removeprefix("gguf:")
+        arguments["gguf_file"] = file
     try:
         return AutoConfig.from_pretrained(
             source.path, trust_remote_code=bool(member.trust_remote_code), **arguments
         )
     except (ValueError, KeyError, OSError) as error:
-        raise MemberError(_refusal(member, source, error)) from error
-
-
-def _refusal(member: Member, source: Source, error: Exception) -> str:
-    """Why a config or model class cannot be had."""
-    path = source.path / "config.json"
-    raw = _json(path)
-    if "auto_map" in raw and not member.trust_remote_code:
-        return (
-            f"member {title(member)}: {member.model!r} is run by code of its own repository; read "
-            "that code, and if you trust it set trust_remote_code=True"
-        )
-    return (
-        f"member {title(member)}: {member.model!r} (model_type {raw.get('model_type')!r}) cannot "
-        f"be loaded by this transformers: {first_line(error)}"
-    )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return raw if isinstance(raw, dict) else {}
+        raise MemberError(refusal(member, source, error)) from error
 
 
 def load_tokenizer(member: Member, source: Source | None = None) -> Any:
@@ -192,8 +142,8 @@ def load_tokenizer(member: Member, source: Source | None = None) -> Any:
     """
     source = source or locate(member)
     arguments: dict[str, Any] = {"mistral_format": False}
-    if (member.quantization or "").startswith("gguf:"):
-        arguments["gguf_file"] = (member.quantization or "").removeprefix("gguf:")
+    if (file := gguf_file(member)) is not None:
+        arguments["gguf_file"] = file
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source.path, trust_remote_code=bool(member.trust_remote_code), **arguments
@@ -213,131 +163,3 @@ def load_tokenizer(member: Member, source: Source | None = None) -> Any:
     if member.chat_template is not None:
         tokenizer.chat_template = member.chat_template
     return tokenizer
-
-
-def _key(member: Member, source: Source, device: torch.device | None) -> tuple[Any, ...]:
-    """What changes bytes in memory."""
-    where = json.dumps(member.device_map, sort_keys=True) if device is None else str(device)
-    return (
-        str(source.path), source.commit, member.dtype or "auto", where,
-        member.quantization, member.attn_implementation, member.adapter,
-    )  # fmt: skip
-
-
-def _load_weights(
-    member: Member, source: Source, config: Any, device: torch.device | None, quantizer: Any
-) -> Weights:
-    """Fetch, verify, estimate and read the weights of one key."""
-    paths = fetch_weights(member, source)
-    tensors = [
-        t for p in paths if p.suffix == ".safetensors" for t in read_header(title(member), p)
-    ]
-    target = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stored = stored_dtype(tensors) or getattr(config, "dtype", None) or torch.float32
-    dtype = resolve_dtype(str(member.name), member.dtype, stored, target)
-    if tensors:
-        check_memory(member, device, memory_needed(tensors, dtype, member.quantization))
-    module = _read(member, source, device, dtype, quantizer, tensors)
-    identity = source.commit or content_hash(paths)
-    if member.adapter is not None:
-        module, adapter_identity = _with_adapter(member, module)
-        identity += f"+{adapter_identity}"
-    return Weights.of(module, identity, str(member.name))
-
-
-def check_memory(member: Member, device: torch.device | None, needed: int) -> None:
-    """Compare an estimate with what is free.
-
-    Raises:
-        MemoryLimitError: It does not fit; needed, free, device and what to lower.
-    """
-    free, where = free_memory(device)
-    if free is not None and needed * HEADROOM > free:
-        raise MemoryLimitError(
-            f"member {title(member)}: its weights need {gib(needed)} (and some room beside), but "
-            f"{where} has {gib(free)} free; lower dtype= or set quantization=, give another "
-            "device= or device_map='auto', or unload another ensemble"
-        )
-
-
-def free_memory(device: torch.device | None) -> tuple[int | None, str]:
-    """Free bytes of one device, or of all together for a device map."""
-    if device is not None:
-        return free_bytes(device), str(device)
-    every = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    free = [n for n in (free_bytes(d) for d in [*every, torch.device("cpu")]) if n is not None]
-    return (sum(free) if free else None), "this machine (all devices)"
-
-
-def gib(number: int) -> str:
-    """Bytes for people."""
-    return f"{number / 2**30:.2f} GiB" if number >= 2**27 else f"{number / 2**20:.1f} MiB"
-
-
-def _read(
-    member: Member,
-    source: Source,
-    device: torch.device | None,
-    dtype: torch.dtype,
-    quantizer: Any,
-    tensors: list[StoredTensor],
-) -> Any:
-    """Call transformers to build the module and read the weights."""
-    arguments: dict[str, Any] = {
-        "dtype": dtype,
-        "trust_remote_code": bool(member.trust_remote_code),
-    }
-    if device is None:
-        arguments["device_map"] = member.device_map
-    elif device.type != "cpu":
-        arguments["device_map"] = {"": device}
-    if quantizer is not None:
-        arguments["quantization_config"] = quantizer
-    if member.attn_implementation is not None:
-        arguments["attn_implementation"] = member.attn_implementation
-    if (member.quantization or "").startswith("gguf:"):
-        arguments["gguf_file"] = (member.quantization or "").removeprefix("gguf:")
-    else:
-        arguments["use_safetensors"] = True
-    try:
-        with bars(), _build_lock:
-            module, report = AutoModelForCausalLM.from_pretrained(
-                source.path, output_loading_info=True, **arguments
-            )
-    except torch.OutOfMemoryError as error:
-        raise MemoryLimitError(
-            f"member {title(member)}: ran out of memory on {device} while its weights were read "
-            f"({error}); lower dtype= or set quantization="
-        ) from error
-    except (ValueError, KeyError, OSError) as error:
-        raise MemberError(_refusal(member, source, error)) from error
-    except ImportError as error:
-        raise ConfigError(f"member {title(member)}: {first_line(error)}") from error
-    lost = sorted([*report["missing_keys"], *(str(k) for k in report["mismatched_keys"])])
-    if lost:
-        raise MemberError(
-            f"member {title(member)}: the weight files lack {len(lost)} tensors that "
-            f"{type(module).__name__} has ({', '.join(lost[:3])} …), which would be random; use "
-            "files that belong to this config"
-        )
-    return module
-
-
-def _with_adapter(member: Member, module: Any) -> tuple[Any, str]:
-    """Put a PEFT adapter on a module."""
-    from peft import PeftModel
-
-    adapter = Member(
-        str(member.adapter), name=member.name, token=member.token,
-        local_files_only=member.local_files_only,
-    )  # fmt: skip
-    folder = Path(adapter.model).expanduser()
-    if not folder.is_dir():
-        raise MemberError(f"member {title(member)}: adapter {adapter.model!r} is no folder")
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise MemberError(
-            f"member {title(member)}: adapter {adapter.model!r} has no adapter_model.safetensors"
-        )
-    read_header(title(member), file)
-    return PeftModel.from_pretrained(module, folder), content_hash([file])

@@ -8,32 +8,15 @@ cannot be loaded is refused before its weights are fetched. Every failure names 
 from __future__ import annotations
 
 import json
-import os
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    DryRunError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled
-from huggingface_hub.utils.tqdm import disable_progress_bars as hub_bars_off
-from huggingface_hub.utils.tqdm import enable_progress_bars as hub_bars_on
-from transformers.utils import logging as transformers_logging
 
 from langchain_ensemble.errors import MemberError
+from langchain_ensemble.members.files import read_header
+from langchain_ensemble.members.hub import Unlisted, bars, explained, first_line, title
 from langchain_ensemble.params import Member
 
 SMALL_FILES = (
@@ -52,10 +35,6 @@ WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.
 """What may hold weights; only safetensors (and a GGUF file by name) is read."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
-"""Base of what the Hub's HTTP client raises; its module's name changed between versions."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +72,39 @@ def locate(member: Member) -> Source:
     else:
         path = Path(_download(member, list(SMALL_FILES)))
         source = Source(path, path.name, _remote_sizes(member, path))
-    if not (source.path / "config.json").is_file() and not _gguf(member):
+    if not (source.path / "config.json").is_file() and not gguf_file(member):
         raise MemberError(
             f"member {title(member)}: {member.model!r} has no config.json, so it is no "
             "transformers model; give one that has config, tokenizer and weights together"
         )
     return source
+
+
+def fetch_adapter(member: Member) -> Path | None:
+    """Bring a member's PEFT adapter onto this disk.
+
+    Returns:
+        Its folder; None for a member without one.
+
+    Raises:
+        MemberError: It is not there, or not as safetensors.
+    """
+    if member.adapter is None:
+        return None
+    folder = Path(member.adapter).expanduser()
+    if not folder.is_dir():
+        arguments = {**_arguments(member), "repo_id": member.adapter, "revision": None}
+        with bars(), explained(member, member.adapter):
+            patterns = ["adapter_config.json", "adapter_model.safetensors"]
+            folder = Path(snapshot_download(**arguments, allow_patterns=patterns))
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / file).is_file():
+            raise MemberError(
+                f"member {title(member)}: adapter {member.adapter!r} has no {file}; save it with "
+                "PEFT's save_pretrained (pickled adapters are not read)"
+            )
+    read_header(str(member.name), folder / "adapter_model.safetensors")
+    return folder.resolve()
 
 
 def fetch_weights(member: Member, source: Source) -> list[Path]:
@@ -129,7 +135,7 @@ def weight_names(member: Member, source: Source) -> list[str]:
     Raises:
         MemberError: There are none, or only pickled ones.
     """
-    if (gguf := _gguf(member)) is not None:
+    if (gguf := gguf_file(member)) is not None:
         names = [gguf]
     elif (source.path / INDEX).is_file():
         index = json.loads((source.path / INDEX).read_text(encoding="utf-8"))
@@ -153,15 +159,33 @@ def weight_names(member: Member, source: Source) -> list[str]:
     )
 
 
-def title(member: Member) -> str:
-    """A member's name in messages."""
-    return repr(member.name or member.model)
-
-
-def _gguf(member: Member) -> str | None:
+def gguf_file(member: Member) -> str | None:
     """File name of ``quantization="gguf:<file>"``."""
     text = member.quantization or ""
     return text.removeprefix("gguf:") if text.startswith("gguf:") else None
+
+
+def refusal(member: Member, source: Source, error: Exception) -> str:
+    """Why a config or model class cannot be had."""
+    path = source.path / "config.json"
+    raw = _json(path)
+    if "auto_map" in raw and not member.trust_remote_code:
+        return (
+            f"member {title(member)}: {member.model!r} is run by code of its own repository; read "
+            "that code, and if you trust it set trust_remote_code=True"
+        )
+    return (
+        f"member {title(member)}: {member.model!r} (model_type {raw.get('model_type')!r}) cannot "
+        f"be loaded by this transformers: {first_line(error)}"
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
 
 
 def _weights_in(folder: Path) -> dict[str, int]:
@@ -189,7 +213,7 @@ def _remote_sizes(member: Member, path: Path) -> dict[str, int]:
         with bars(never=True), explained(member):
             arguments = {**_arguments(member), "revision": path.name}
             listed = snapshot_download(**arguments, allow_patterns=list(WEIGHT_FILES), dry_run=True)
-    except _Unlisted:
+    except Unlisted:
         return _weights_in(path)
     return {item.filename: int(item.file_size) for item in listed}
 
@@ -201,104 +225,3 @@ def _download(member: Member, patterns: list[str], revision: str | None = None) 
         arguments["revision"] = revision
     with bars(), explained(member):
         return str(snapshot_download(**arguments, allow_patterns=patterns))
-
-
-class _Unlisted(Exception):
-    """The Hub cannot be asked; what is in the cache is all there is."""
-
-
-@contextmanager
-def explained(member: Member) -> Iterator[None]:
-    """Turn the Hub client's exceptions into ours, with the cure."""
-    who = f"member {title(member)}: {member.model!r}"
-    try:
-        yield
-    except DryRunError as error:
-        raise _Unlisted from error
-    except GatedRepoError as error:
-        raise MemberError(
-            f"{who} is gated; accept its terms on its Hub page, then pass token= of the account "
-            "that did (or run `hf auth login`)"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise MemberError(
-            f"{who} has no revision {member.revision!r}; give a branch, tag or commit that exists"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise MemberError(
-            f"{who} is no folder here and not on the Hub, or private; check the id, or pass token="
-        ) from error
-    except HFValidationError as error:
-        raise MemberError(f"{who} is neither a folder here nor a Hub id ({error})") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise MemberError(
-            f"{who} is not complete in the local cache and the Hub cannot be asked "
-            f"({_offline(member, error)}); load it once with a network, or give a local folder"
-        ) from error
-    except PermissionError as error:
-        raise MemberError(
-            f"{who} must be downloaded, but {error.filename!r} cannot be written; set HF_HOME to a "
-            "folder that can, or fill the cache beforehand"
-        ) from error
-    except HTTP_ERROR as error:
-        raise MemberError(
-            f"{who} could not be read from the Hub: {first_line(error)}; nothing half-written is "
-            "used, try again"
-        ) from error
-    except OSError as error:
-        raise MemberError(
-            f"{who} could not be downloaded: {first_line(error)}; nothing half-written is used, "
-            "try again"
-        ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, without the pages that follow."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-
-
-def _offline(member: Member, error: BaseException) -> str:
-    """Why the Hub was not asked."""
-    if member.local_files_only:
-        return "local_files_only=True"
-    cause = error.__cause__
-    return f"{type(cause).__name__}: {cause}" if cause is not None else first_line(error)
-
-
-_bars_lock = threading.Lock()
-_bars_depth = 0
-_bars_were = (True, True)
-
-
-@contextmanager
-def bars(never: bool = False) -> Iterator[None]:
-    """Let Hugging Face draw its progress bars on a terminal only; settings are left as found."""
-    global _bars_depth, _bars_were
-    if not never and sys.stderr is not None and sys.stderr.isatty():
-        yield
-        return
-    with _bars_lock:
-        if _bars_depth == 0:
-            _bars_were = (
-                not are_progress_bars_disabled(),
-                transformers_logging.is_progress_bar_enabled(),
-            )
-            _quiet(True, True)
-        _bars_depth += 1
-    try:
-        yield
-    finally:
-        with _bars_lock:
-            _bars_depth -= 1
-            if _bars_depth == 0:
-                _quiet(not _bars_were[0], not _bars_were[1])
-
-
-def _quiet(hub: bool, transformers: bool) -> None:
-    """Switch the bars of both libraries off or on."""
-    if "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
-        (hub_bars_off if hub else hub_bars_on)()
-    if transformers:
-        transformers_logging.disable_progress_bar()
-    else:
-        transformers_logging.enable_progress_bar()
