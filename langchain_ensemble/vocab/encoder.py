@@ -13,6 +13,7 @@ Knows nothing about how long texts are cut (:mod:`borders`).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -114,6 +115,26 @@ class Encoder:
             size += spelled.size
         return Spelling(tuple(ids), tuple(ends), unknown, size)
 
+    def spell_all(self, texts: Sequence[str]) -> dict[str, Spelling]:
+        """Spell many different pieces at once.
+
+        Args:
+            texts: The pieces.
+
+        Returns:
+            What :meth:`spell` gives for each.
+        """
+        plain = [
+            text for text in texts if self.by_model and not any(p.search(text) for p in self._added)
+        ]
+        found: dict[str, Spelling] = {}
+        encodings = self.rust.encode_batch_fast(plain, add_special_tokens=False)
+        for text, encoding in zip(plain, encodings, strict=True):
+            spelled = self._checked(encoding.ids, text.encode())
+            if spelled is not None:
+                found[text] = spelled
+        return {text: found.get(text) or self.spell(text) for text in texts}
+
     def _has(self, token_id: int) -> bool:
         return token_id < len(self._bytes) and self._bytes[token_id] is not None
 
@@ -145,30 +166,33 @@ class Encoder:
             return None
         encoding = self.rust.encode(text, add_special_tokens=False)
         ids: list[int] = encoding.ids
-        wanted = text.encode()
-        spelled = [self._bytes[i] if self._has(i) else None for i in ids]
-        if None not in spelled:
-            parts = [part for part in spelled if part is not None]
-            if b"".join(parts) == wanted:
-                return Spelling(tuple(ids), tuple(accumulate(map(len, parts))), 0, len(wanted))
+        checked = self._checked(ids, text.encode())
+        return checked or self._with_unknown(text, ids, encoding.offsets)
+
+    def _checked(self, ids: list[int], wanted: bytes) -> Spelling | None:
+        """The ids, if their bytes joined are what is wanted."""
+        parts = []
+        for i in ids:
+            part = self._bytes[i] if i < len(self._bytes) else None
+            if part is None:
+                return None
+            parts.append(part)
+        if b"".join(parts) != wanted:
             return None
-        return self._with_unknown(text, ids, spelled, encoding.offsets)
+        return Spelling(tuple(ids), tuple(accumulate(map(len, parts))), 0, len(wanted))
 
     def _with_unknown(
-        self,
-        text: str,
-        ids: list[int],
-        spelled: list[bytes | None],
-        spans: list[tuple[int, int]],
+        self, text: str, ids: list[int], spans: list[tuple[int, int]]
     ) -> Spelling | None:
         """The model's ids where some are ``unk_id``, checked span by span."""
         at = size = unknown = 0
         ends: list[int] = []
-        for i, part, (start, end) in zip(ids, spelled, spans, strict=True):
+        for i, (start, end) in zip(ids, spans, strict=True):
             covered = text[start:end].encode()
-            if start != at or (part != covered and i != self.unk_id):
+            is_unknown = i == self.unk_id
+            if start != at or not (is_unknown or (self._has(i) and self._bytes[i] == covered)):
                 return None
-            unknown += end - start if part is None else 0
+            unknown += end - start if is_unknown else 0
             size += len(covered)
             ends.append(size)
             at = end

@@ -40,8 +40,8 @@ class PairTable:
         rows: list[tuple[list[int], list[int]]] = []
         whole: list[bool] = []
         opens_with: dict[str, bool] = {}
-        for text in self._texts:
-            ids, ends, unknown = member.encode(text)
+        for text, encoding in zip(self._texts, member.encode_all(self._texts), strict=True):
+            ids, ends, unknown = encoding
             rows.append((ids, ends))
             whole.append(bool(text) and unknown == 0)
             if text and text[0] not in opens_with:

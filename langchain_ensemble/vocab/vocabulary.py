@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from langchain_ensemble.errors import ConfigError, VocabularyError
 from langchain_ensemble.vocab.backend import Backend, read_backend
 from langchain_ensemble.vocab.borders import Borders
-from langchain_ensemble.vocab.encoder import Encoder
+from langchain_ensemble.vocab.encoder import Encoder, Spelling
 from langchain_ensemble.vocab.roles import Role, roles_of_ids
 from langchain_ensemble.vocab.token_bytes import byte_pieces, bytes_of_ids, is_byte_level
 
@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 
 _REMEMBERED_PIECES = 65_536
 _T = TypeVar("_T")
+_SELF_CHECK = """It's 12,345.67% of what we'll do; they'd, you're, I'M -- "quoted" (text) [x]{y}.
+  def f(a_b, *args):  # tabs\t\tand    runs
+\treturn {'k': a**2 != 0, "url": "https://www.example.org/a?b=c&d=1#e"}
+
+    2024-05-01T12:00:00Z  a@b.c  C++ / C#  x<y>=z  ...  !!!  ~/dir/file.tar.gz
+naïve café Straße Ünïcödé ﬁ  你好，世界。今天天气很好！「日本語」
+カタカナ ひらがな 한국어 문장  Привет, мир!
+שלום עולם  مرحبا بالعالم  नमस्ते दुनिया  สวัสดีชาวโลก
+👩‍👩‍👧‍👦 🇩🇪 ✈️ ½ ² Ⅷ １２３ \u00a0\u3000 end \n\n\n """
 
 
 class Encoding(NamedTuple):
@@ -122,16 +131,25 @@ class Vocabulary:
             ConfigError: The text has a lone surrogate.
         """
         check_text(text)
-        ids: list[int] = []
-        ends: list[int] = []
-        unknown = size = 0
-        for piece in self._borders.pieces(text):
-            spelled = self._spell(piece)
-            ids += spelled.ids
-            ends += [size + end for end in spelled.ends]
-            unknown += spelled.unknown
-            size += spelled.size
-        return Encoding(ids, ends, unknown)
+        return _joined([self._spell(piece) for piece in self._pieces(text)])
+
+    def encode_all(self, texts: Sequence[str]) -> list[Encoding]:
+        """What :meth:`encode` gives for each of many texts, faster.
+
+        Args:
+            texts: Any texts.
+
+        Returns:
+            One encoding a text.
+
+        Raises:
+            ConfigError: A text has a lone surrogate.
+        """
+        for text in texts:
+            check_text(text)
+        cut = [self._pieces(text) for text in texts]
+        spelled = self._encoder.spell_all(list(dict.fromkeys(p for pieces in cut for p in pieces)))
+        return [_joined([spelled[piece] for piece in pieces]) for pieces in cut]
 
     def extend(
         self, ids: Sequence[int], ends: Sequence[int], text: str, added: str
@@ -158,8 +176,8 @@ class Vocabulary:
             return len(ids), [], []
         check_text(added)
         start = len(text)
-        if text and not self._borders.between(text[-1], added[0]):
-            start = self._borders.last(text)
+        if text and not self.border(text[-1], added[0]):
+            start = self._borders.last(text) if self._borders is not None else 0
         tail = text[start:]
         size = ends[-1] if ends else len(text.encode())
         base = size - len(tail.encode())
@@ -182,18 +200,24 @@ class Vocabulary:
             a: The character before.
             b: The character after.
         """
-        return self._borders.between(a, b)
+        return self._borders is not None and self._borders.between(a, b)
 
     def _find_unk(self, backend: Backend, tokenizer: PreTrainedTokenizerBase) -> int | None:
         piece = backend.unk_piece
         found = None if piece is None else backend.rust.token_to_id(piece)
         if found is None:
-            named = getattr(tokenizer, "unk_token_id", None)
-            is_unk = named is not None and named < self.width
-            found = named if is_unk and self.token_roles[named] is Role.UNK else None
+            named: int | None = getattr(tokenizer, "unk_token_id", None)
+            if named is not None and named < self.width and self.token_roles[named] is Role.UNK:
+                found = named
         return found if found is not None and found < self.width else None
 
-    def _find_borders(self, backend: Backend) -> Borders:
+    def _pieces(self, text: str) -> list[str]:
+        if self._borders is None:
+            return [text] if text else []
+        return self._borders.pieces(text)
+
+    def _find_borders(self, backend: Backend) -> Borders | None:
+        """Borders, if a text of all kinds has the same ids with and without them."""
         encoder = self._encoder
         texts = None
         if not is_byte_level(backend) and not backend.flags.get("ignore_merges"):
@@ -203,7 +227,9 @@ class Vocabulary:
         def inseparable(character: str) -> bool:
             return sticky and character.encode() not in self.key_of
 
-        return Borders(encoder.pre_tokenizer, texts, encoder.added_texts(), inseparable)
+        borders = Borders(encoder.pre_tokenizer, texts, encoder.added_texts(), inseparable)
+        cut = _joined([encoder.spell(piece) for piece in borders.pieces(_SELF_CHECK)])
+        return borders if cut == _joined([encoder.spell(_SELF_CHECK)]) else None
 
     def _has_dummy_prefix(self, backend: Backend) -> bool:
         first = [
@@ -225,6 +251,18 @@ class Vocabulary:
         added = self._encoder.added_texts()
         found.update(json.dumps([text, added, self.unk_id], sort_keys=True).encode())
         return found.hexdigest()
+
+
+def _joined(spelled: Sequence[Spelling]) -> Encoding:
+    ids: list[int] = []
+    ends: list[int] = []
+    unknown = size = 0
+    for part in spelled:
+        ids += part.ids
+        ends += [size + end for end in part.ends]
+        unknown += part.unknown
+        size += part.size
+    return Encoding(ids, ends, unknown)
 
 
 def check_text(text: str) -> None:
