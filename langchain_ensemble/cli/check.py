@@ -1,0 +1,164 @@
+"""``check``: do these members fit? Inspect, compare, report; no weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from langchain_ensemble.cli import check_tables
+from langchain_ensemble.cli.console import BAD, GOOD, say_json, stderr, stdout
+from langchain_ensemble.cli.fitting import fusions, pairs, union
+from langchain_ensemble.cli.inspection import KV_TOKENS, Inspected, inspect
+from langchain_ensemble.errors import EnsembleError
+from langchain_ensemble.llms import EnsembleLLM
+from langchain_ensemble.members.devices import resolve_device, resolve_dtype
+from langchain_ensemble.members.memory import HEADROOM, free_memory
+from langchain_ensemble.params import EnsembleParams, Member
+
+
+def check(llm: EnsembleLLM, *, as_json: bool) -> int:
+    """Report whether the members fit each other and the fusion.
+
+    Args:
+        llm: The ensemble.
+        as_json: One JSON object; sizes in bytes.
+
+    Returns:
+        The exit code: 1 where something would fail.
+    """
+    with stderr().status("reading tokenizers") as status:
+        report = report_of(llm.params, status.update)
+    if as_json:
+        say_json(report)
+    else:
+        check_tables.show(report, stdout())
+    return GOOD if report["fits"] else BAD
+
+
+def report_of(params: EnsembleParams, on_progress: Any = lambda _: None) -> dict[str, Any]:
+    """Inspect and compare.
+
+    Args:
+        params: What is fixed for the ensemble.
+        on_progress: Called with what is being read.
+
+    Returns:
+        The report, as JSON.
+    """
+    problems: list[dict[str, Any]] = []
+    members: list[Inspected] = []
+    for settings in params.ordered:
+        on_progress(f"reading {settings.name}")
+        try:
+            members.append(inspect(settings))
+        except EnsembleError as error:
+            problems.append(_problem("error", settings.name, str(error)))
+    for member in members:
+        problems += _remarks(member)
+    report: dict[str, Any] = {
+        "main": params.main_name,
+        "fusion": params.fusion_name,
+        "members": [_member(member) for member in members],
+        "common": None,
+        "fusions": None,
+    }
+    if len(members) == len(params.members):
+        on_progress("comparing vocabularies")
+        aligned = union(members)
+        needs = fusions(members, aligned, params.fusion)
+        report["common"] = {"all": len(aligned.alignment.common), "pairs": pairs(members)}
+        report["fusions"] = needs
+        problem = needs[params.fusion_name]["problem"] if len(members) > 1 else None
+        if problem is not None:
+            problems.append(_problem("error", None, problem))
+        problems += _memory(params.ordered, members)
+    report["problems"] = problems
+    report["fits"] = not any(problem["level"] == "error" for problem in problems)
+    return report
+
+
+def _problem(level: str, member: str | None, message: str) -> dict[str, Any]:
+    return {"level": level, "member": member, "message": message}
+
+
+def _remarks(member: Inspected) -> list[dict[str, Any]]:
+    """What a user should know about one member."""
+    said = []
+    if not member.vocabulary.end_ids:
+        said.append("has no end token: it can never vote to end")
+    if member.weight_files is None:
+        said.append("has no weight files here; everything else was checked")
+    if not member.spells_everything:
+        said.append(
+            "cannot spell every character; others reach it as its unk id, and it never says them"
+        )
+    if member.rollback is None:
+        said.append(
+            f"is of the family {member.model_type!r}, whose cache is tried out when it is loaded"
+        )
+    who = f"member {member.name!r} "
+    return [_problem("warning", member.name, who + text) for text in said]
+
+
+def _memory(settings: Sequence[Member], members: Sequence[Inspected]) -> list[dict[str, Any]]:
+    """Compare what all weights need with what is free here, device by device."""
+    needed: dict[str, int] = {}
+    free: dict[str, int | None] = {}
+    seen: list[tuple[Any, ...]] = []
+    for member, inspected in zip(settings, members, strict=True):
+        device = None if member.device_map else resolve_device(str(member.name), member.device)
+        stored = getattr(torch, inspected.stored or "float32")
+        dtype = resolve_dtype(str(member.name), member.dtype, stored, device or torch.device("cpu"))
+        plan = "float32" if dtype == torch.float32 else "bfloat16"
+        if member.quantization and not member.quantization.startswith("gguf:"):
+            plan = "4-bit" if "4" in member.quantization.split("-", 1)[-1] else "8-bit"
+        weights = (member.model, inspected.commit, plan, str(device), member.adapter)
+        if weights in seen:
+            continue  # shared
+        seen.append(weights)
+        room, where = free_memory(device)
+        needed[where] = needed.get(where, 0) + (inspected.memory[plan]["weights"] or 0)
+        free[where] = room
+    said = []
+    for where, size in needed.items():
+        room = free[where]
+        if room is not None and size * HEADROOM > room:
+            said.append(
+                f"the weights need {size / 2**30:.1f} GiB and some room beside, {where} has "
+                f"{room / 2**30:.1f} GiB free here; lower dtype=, set quantization=, or use a "
+                "larger machine"
+            )
+    return [_problem("warning", None, text) for text in said]
+
+
+def _member(member: Inspected) -> dict[str, Any]:
+    """One member as JSON."""
+    vocabulary = member.vocabulary
+    roles: dict[str, list[dict[str, Any]]] = {}
+    for token_id, spelling in member.tokens.items():
+        role = str(vocabulary.token_roles[token_id])
+        roles.setdefault(role, []).append({"id": token_id, "token": spelling})
+    return {
+        "name": member.name,
+        "model": member.model,
+        "commit": member.commit,
+        "model_type": member.model_type,
+        "stored_dtype": member.stored,
+        "parameters": member.parameters,
+        "context": member.context,
+        "tokenizer_size": vocabulary.size,
+        "logits_width": vocabulary.width,
+        "keys": len(vocabulary.key_of),
+        "spells_everything": member.spells_everything,
+        "end_ids": list(vocabulary.end_ids),
+        "roles": dict(sorted(roles.items())),
+        "chat_template": member.chat_template,
+        "licence": member.licence,
+        "generation_config": {"values": dict(member.generation), "applied": False},
+        "rollback": member.rollback,
+        "weight_files": member.weight_files,
+        "memory": {plan: dict(sizes) for plan, sizes in member.memory.items()},
+        "kv_tokens": KV_TOKENS,
+    }
