@@ -29,7 +29,7 @@ from langchain_ensemble.errors import ConfigError, DeadlineError, EnsembleWarnin
 from langchain_ensemble.llms import EnsembleLLM
 from langchain_ensemble.params import Member, RequestParams
 from langchain_ensemble.testing.llm import LLMContract
-from langchain_ensemble.testing.llm_tools import reload
+from langchain_ensemble.testing.llm_tools import Recorder, reload
 from tests.scripted_engine import ScriptedEnsemble, default_script
 
 
@@ -458,8 +458,8 @@ class TestRunning:
         assert llm.invoke("x") == default_script("x", 0)
 
     def test_early_close_frees_at_once(self) -> None:
-        llm = make()
-        stream = cast("Any", llm.stream("x"))
+        llm, keeps_the_error = make(), Recorder()
+        stream = cast("Any", llm.stream("x", config={"callbacks": [keeps_the_error]}))
         next(stream)
         assert scripted(llm).running == 1
         stream.close()
