@@ -16,6 +16,7 @@ from langchain_ensemble.errors import ConfigError, MemberError, unknown_name
 from langchain_ensemble.members.devices import claim_cuda, resolve_device
 from langchain_ensemble.members.hub import first_line, title
 from langchain_ensemble.members.huggingface import HFMember
+from langchain_ensemble.members.quantization import quantization_config
 from langchain_ensemble.members.sources import Source, fetch_weights, gguf_file, locate, refusal
 from langchain_ensemble.members.weights import share_weights
 from langchain_ensemble.params import Member, derive_name
@@ -74,10 +75,11 @@ def load_member(member: Member, **defaults: Any) -> HFMember:
     device = None if member.device_map else resolve_device(name, member.device)
     if device is not None:
         claim_cuda(name, device)
+    quantizer = quantization_config(name, member.quantization)
     source = locate(member)
     config = load_config(member, source)
     tokenizer = load_tokenizer(member, source)
-    lease = share_weights(member, source, config, device)
+    lease = share_weights(member, source, config, device, quantizer)
     try:
         return HFMember(name, lease, tokenizer, system=member.system)
     except BaseException:

@@ -25,7 +25,6 @@ from langchain_ensemble.members.files import (
 from langchain_ensemble.members.fit import Rollback, fit
 from langchain_ensemble.members.hub import bars, first_line, title
 from langchain_ensemble.members.memory import check_memory, estimate_from_files
-from langchain_ensemble.members.quantization import quantization_config
 from langchain_ensemble.members.registry import Lease, acquire
 from langchain_ensemble.members.sources import (
     Source,
@@ -73,7 +72,7 @@ class Weights:
 
 
 def share_weights(
-    member: Member, source: Source, config: Any, device: torch.device | None
+    member: Member, source: Source, config: Any, device: torch.device | None, quantizer: Any
 ) -> Lease[Weights]:
     """Load a member's weights, or share them with a member that holds the same.
 
@@ -82,14 +81,14 @@ def share_weights(
         source: Where its files are.
         config: Its config.
         device: Where it goes; None: by ``member.device_map``.
+        quantizer: What :func:`~langchain_ensemble.members.quantization.quantization_config` made.
 
     Raises:
-        ConfigError: Quantisation whose package is missing.
+        ConfigError: A package is missing.
         MemberError: No weights, damaged or incomplete ones.
         MemoryLimitError: They do not fit.
     """
     name = str(member.name)
-    quantizer = quantization_config(name, member.quantization)
     target = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = weight_names(member, source)
     if not all((source.path / file).is_file() for file in names):
@@ -148,22 +147,7 @@ def _read(
     tensors: list[StoredTensor],
 ) -> Any:
     """Call transformers to build the module and read the weights."""
-    arguments: dict[str, Any] = {
-        "dtype": dtype,
-        "trust_remote_code": bool(member.trust_remote_code),
-    }
-    if device is None:
-        arguments["device_map"] = member.device_map
-    elif device.type != "cpu":
-        arguments["device_map"] = {"": device}
-    if quantizer is not None:
-        arguments["quantization_config"] = quantizer
-    if member.attn_implementation is not None:
-        arguments["attn_implementation"] = member.attn_implementation
-    if (file := gguf_file(member)) is not None:
-        arguments["gguf_file"] = file
-    else:
-        arguments["use_safetensors"] = True
+    arguments = _arguments(member, device, dtype, quantizer)
     try:
         with bars(), _build_lock:
             if tensors:
@@ -177,12 +161,31 @@ def _read(
             f"member {title(member)}: ran out of memory on {device} while its weights were read "
             f"({error}); lower dtype= or set quantization="
         ) from error
-    except (ValueError, KeyError, OSError) as error:
+    except MemberError:
+        raise
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise MemberError(refusal(member, source, error)) from error
     except ImportError as error:
         raise ConfigError(f"member {title(member)}: {first_line(error)}") from error
     _refuse_lost(member, module, report)
     return module
+
+
+def _arguments(
+    member: Member, device: torch.device | None, dtype: torch.dtype, quantizer: Any
+) -> dict[str, Any]:
+    """What ``from_pretrained`` is told."""
+    where = member.device_map if device is None else {"": device}
+    file = gguf_file(member)
+    told: dict[str, Any] = {
+        "device_map": None if device is not None and device.type == "cpu" else where,
+        "quantization_config": quantizer,
+        "attn_implementation": member.attn_implementation,
+        "gguf_file": file,
+        "use_safetensors": True if file is None else None,
+    }
+    given = {key: value for key, value in told.items() if value is not None}
+    return {"dtype": dtype, "trust_remote_code": bool(member.trust_remote_code), **given}
 
 
 def _refuse_lost(member: Member, module: Any, report: Any) -> None:
