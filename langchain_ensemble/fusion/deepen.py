@@ -208,14 +208,16 @@ def select_anchors(anchors: Literal["all"] | int | tuple[int, ...], alignment: A
         alignment: The members' keys.
 
     Returns:
-        [A] main's ids, ascending (a list given by the user: in its order).
+        [A] main's ids, ascending.
 
     Raises:
         VocabularyError: Too few common tokens, or a listed id is not common to all members.
     """
     common = alignment.common
     if isinstance(anchors, tuple):
-        wanted = torch.tensor(anchors, dtype=torch.int64, device=common.device)
+        wanted = torch.tensor(
+            sorted(dict.fromkeys(anchors)), dtype=torch.int64, device=common.device
+        )
         missing = wanted[~torch.isin(wanted, common)].tolist()
         if missing:
             raise VocabularyError(

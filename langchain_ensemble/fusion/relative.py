@@ -154,6 +154,9 @@ def mean_row(
 ) -> Tensor:
     """Mean row over at most :data:`MEAN_ROWS` evenly spaced tokens.
 
+    An anchor's row peaks at itself. Over a whole vocabulary these peaks are even; in a sample only
+    the sampled anchors would have one, so their mass is spread evenly instead.
+
     Args:
         embeddings: [V, D].
         anchor_ids: [A].
@@ -165,10 +168,18 @@ def mean_row(
     """
     anchors = unit_rows(embeddings[anchor_ids])
     picked = evenly(token_ids, MEAN_ROWS)
+    place = torch.full((len(embeddings),), -1, device=embeddings.device)
+    if len(picked) < len(token_ids):
+        place[anchor_ids] = torch.arange(len(anchors), device=embeddings.device)
     block = max(1, _BLOCK_CELLS // len(anchors))
     total = torch.zeros(len(anchors), dtype=torch.float64, device=anchors.device)
     for start in range(0, len(picked), block):
-        rows = relative_rows(embeddings[picked[start : start + block]], anchors)
+        ids = picked[start : start + block]
+        rows = relative_rows(embeddings[ids], anchors)
+        own = place[ids]
+        peaked = (own >= 0).nonzero()[:, 0]
+        total += rows[peaked, own[peaked]].sum(dtype=torch.float64) / len(anchors)
+        rows[peaked, own[peaked]] = 0.0
         total += rows.sum(0, dtype=torch.float64)
         if on_progress is not None:
             on_progress(min(start + block, len(picked)), len(picked))
