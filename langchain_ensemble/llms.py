@@ -29,7 +29,7 @@ from pydantic import model_validator
 
 from langchain_ensemble._version import __version__
 from langchain_ensemble.adapter.fields import EnsembleFields
-from langchain_ensemble.adapter.outputs import Transcript, next_chunk, whole_result
+from langchain_ensemble.adapter.outputs import Transcript, whole_result
 from langchain_ensemble.adapter.running import Run
 from langchain_ensemble.adapter.settings import joined_stop, read_overrides
 from langchain_ensemble.demo import members as demo_members
@@ -123,12 +123,12 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         **kwargs: Any,
     ) -> LLMResult:
         request = self.request(stop, **kwargs)
-        rows = [Transcript() for _ in range(len(prompts) * request.n)]
+        rows = self._transcripts(len(prompts), request)
         with self._run(prompts, request) as run:
             while (pieces := run.step()) is not None:
                 for piece in pieces:
                     rows[piece.row].add(piece)
-        return self._result(rows, run, request)
+        return whole_result(rows, run.usage, request.n, self.model_name)
 
     async def _agenerate(
         self,
@@ -138,12 +138,12 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         **kwargs: Any,
     ) -> LLMResult:
         request = self.request(stop, **kwargs)
-        rows = [Transcript() for _ in range(len(prompts) * request.n)]
+        rows = self._transcripts(len(prompts), request)
         async with self._run(prompts, request) as run:
             while (pieces := await run.astep()) is not None:
                 for piece in pieces:
                     rows[piece.row].add(piece)
-        return self._result(rows, run, request)
+        return whole_result(rows, run.usage, request.n, self.model_name)
 
     def _stream(
         self,
@@ -152,12 +152,13 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        request, row = self._stream_request(stop, kwargs), Transcript()
+        request = self._stream_request(stop, kwargs)
+        (row,) = self._transcripts(1, request)
         with self._run([prompt], request) as run:
             while (pieces := run.step()) is not None:
                 for piece in pieces:
                     row.add(piece)
-                chunk = self._chunk(row, run, request)
+                chunk = row.next_chunk(run.usage)
                 if chunk is not None:
                     if run_manager:
                         run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -170,12 +171,13 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        request, row = self._stream_request(stop, kwargs), Transcript()
+        request = self._stream_request(stop, kwargs)
+        (row,) = self._transcripts(1, request)
         async with self._run([prompt], request) as run:
             while (pieces := await run.astep()) is not None:
                 for piece in pieces:
                     row.add(piece)
-                chunk = self._chunk(row, run, request)
+                chunk = row.next_chunk(run.usage)
                 if chunk is not None:
                     if run_manager:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -190,12 +192,15 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
                 request.n,
                 request.max_tokens,
             )
-            engine = self.engine
-            engine.load()
+            engine = self._ready()
             self._lease.warn_of_chat_templates()
             return engine.open(prompts, request)
 
         return Run(start)
+
+    def _transcripts(self, prompts: int, request: RequestParams) -> list[Transcript]:
+        name = self.model_name
+        return [Transcript(name, logprobs=request.logprobs) for _ in range(prompts * request.n)]
 
     def _stream_request(
         self, stop: Sequence[str] | None, overrides: builtins.dict[str, Any]
@@ -205,12 +210,6 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
                 f"n={overrides['n']!r} in a stream, which is one answer; use generate or batch"
             )
         return self.request(stop, **{**overrides, "n": 1})
-
-    def _chunk(self, row: Transcript, run: Run, request: RequestParams) -> GenerationChunk | None:
-        return next_chunk(row, run.usage, self.model_name, logprobs=request.logprobs)
-
-    def _result(self, rows: list[Transcript], run: Run, request: RequestParams) -> LLMResult:
-        return whole_result(rows, run.usage, request.n, self.model_name, logprobs=request.logprobs)
 
     # --- a call's settings belong to the cache key --------------------------------------------
 
@@ -243,7 +242,7 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         return super(EnsembleLLM, self._with_overrides(kwargs)).generate(
             prompts,
             stop,
-            callbacks,
+            callbacks or None,  # BaseLLM.agenerate reads the first of an empty list
             tags=tags,
             metadata=metadata,
             run_name=run_name,
@@ -270,7 +269,7 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         return await super(EnsembleLLM, self._with_overrides(kwargs)).agenerate(
             prompts,
             stop,
-            callbacks,
+            callbacks or None,  # BaseLLM.agenerate reads the first of an empty list
             tags=tags,
             metadata=metadata,
             run_name=run_name,

@@ -8,7 +8,6 @@ one of them does. The import of ``ensemble`` (seconds: torch, transformers) happ
 
 from __future__ import annotations
 
-import logging
 import threading
 import uuid
 import warnings
@@ -20,8 +19,6 @@ from langchain_ensemble.params import EnsembleParams
 
 if TYPE_CHECKING:
     from langchain_ensemble.ensemble import Ensemble
-
-logger = logging.getLogger(__name__)
 
 _handles: weakref.WeakValueDictionary[tuple[Any, ...], _Handle] = weakref.WeakValueDictionary()
 _handles_lock = threading.Lock()
@@ -92,14 +89,15 @@ class _Handle:
     def loaded(self) -> bool:
         return self._engine is not None and self._engine.loaded
 
-    def leave(self, user: _User) -> None:
+    def forget(self, user: _User) -> int:
+        """Stop counting somebody; give how many others use the engine."""
         with self._lock:
             self._users.discard(user)
-            others, engine = len(self._users), self._engine
-        if others:
-            logger.info("weights stay loaded: %d other users of the same ensemble", others)
-        elif engine is not None:
-            engine.unload()
+            return len(self._users)
+
+    def unload(self) -> None:
+        if self._engine is not None:
+            self._engine.unload()
 
 
 def _handle_for(params: EnsembleParams, fusion: Any | None) -> _Handle:
@@ -117,28 +115,37 @@ class Lease:
 
     def __init__(self) -> None:
         self._handle: _Handle | None = None
+        self._earlier: _Handle | None = None
         self._user = _User()
 
     def attach(self, params: EnsembleParams, fusion: Any | None) -> _Handle:
-        """Hold the handle for these settings; nothing is built.
+        """Hold the handle for these settings; nothing is built or loaded.
 
         Args:
             params: The LLM object's fixed settings as they are now.
             fusion: Its fusion object, if it has one.
 
         Returns:
-            The handle. Where the settings changed while weights were loaded, the new engine loads
-            before the old one lets go, so that weights which both use are not read again.
+            The handle. Where the settings changed, the earlier one is held until :meth:`settle`.
         """
         old, new = self._handle, _handle_for(params, fusion)
         if old is not None and old is not new and old.loaded:
-            new.engine().load()
+            self._earlier = old
         self._handle = new
         return new
 
     def engine(self, params: EnsembleParams, fusion: Any | None) -> Ensemble:
         """Give the engine, and note that this LLM object uses it."""
         return self.attach(params, fusion).engine(self._user)
+
+    def settle(self) -> None:
+        """Let go of the engine of earlier settings: the present one is loaded.
+
+        Not before, so that weights which both use are not read again.
+        """
+        earlier, self._earlier = self._earlier, None
+        if earlier is not None:
+            earlier.forget(self._user)
 
     def warn_of_chat_templates(self) -> None:
         """Warn once for an engine whose members have chat templates that raw prompts go past."""
@@ -147,8 +154,10 @@ class Lease:
 
     def release(self) -> None:
         """Free the weights, unless another LLM object of the same settings uses them."""
-        if self._handle is not None:
-            self._handle.leave(self._user)
+        for handle in (self._handle, self._earlier):
+            if handle is not None and handle.forget(self._user) == 0:
+                handle.unload()
+        self._earlier = None
 
     def copy(self) -> Lease:
         """Share the engine without using it yet."""

@@ -64,7 +64,7 @@ class EnsembleFields(Serializable):
     trust_remote_code: bool | None = None
     local_files_only: bool | None = None
     hf_token: SecretStr | None = Field(default_factory=secret_from_env("HF_TOKEN", default=None))
-    """Hub access token for members without one of their own; default: ``HF_TOKEN``."""
+    """Hub access token for members without one; default: ``HF_TOKEN``. Only pickle writes it."""
 
     max_tokens: int = DEFAULT_MAX_TOKENS
     """Decode steps at most. From here on every field may also be given in a call."""
@@ -183,8 +183,14 @@ class EnsembleFields(Serializable):
             MemberError: A member cannot be found or loaded.
             ConfigError: Members and fusion do not fit.
         """
-        self.engine.load()
+        self._ready()
         return self
+
+    def _ready(self) -> Ensemble:
+        engine = self.engine
+        engine.load()
+        self._lease.settle()
+        return engine
 
     def unload(self) -> None:
         """Free the weights, unless another LLM object uses them; the next call loads again."""
@@ -229,7 +235,7 @@ class EnsembleFields(Serializable):
             raise ConfigError(unknown_name("member", member, names))
         chosen = self.weights if weights is None else weights
         resolve_weights(chosen, names)
-        return self.engine.score(text, prompt, weights=chosen, member=member)
+        return self._ready().score(text, prompt, weights=chosen, member=member)
 
     def solo(self, name: str) -> Self:
         """Give one member alone, over the same loaded weights, with all other settings kept.

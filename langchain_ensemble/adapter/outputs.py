@@ -17,33 +17,55 @@ if TYPE_CHECKING:
 
 
 class Transcript:
-    """What one row has said so far.
+    """What one row has said, and how it is told to LangChain."""
 
-    Attributes:
-        finish: How the row ended, None while it has not.
-    """
+    def __init__(self, model_name: str, *, logprobs: bool) -> None:
+        """Begin empty.
 
-    def __init__(self) -> None:
-        self._texts: list[str] = []
+        Args:
+            model_name: The ensemble's name.
+            logprobs: Whether each token's logprobs are told.
+        """
+        self._model_name = model_name
+        self._logprobs = logprobs
+        self._text = ""
         self._tokens: list[TokenRecord] = []
-        self.finish: Finish | None = None
+        self._finish: Finish | None = None
 
     def add(self, piece: Piece) -> None:
         """Take a piece of this row."""
-        self._texts.append(piece.text)
-        self._tokens.extend(piece.tokens)
-        self.finish = piece.finish or self.finish
+        self._text += piece.text
+        if self._logprobs:
+            self._tokens.extend(piece.tokens)
+        self._finish = piece.finish or self._finish
 
-    @property
-    def has_text(self) -> bool:
-        """Whether there is text that was not handed out."""
-        return any(self._texts)
+    def next_chunk(self, usage: Sequence[Usage]) -> GenerationChunk | None:
+        """Take out what was said since the last chunk.
 
-    def take(self) -> tuple[str, list[TokenRecord]]:
-        """Hand out the text and the tokens since the last call."""
-        text, tokens = "".join(self._texts), self._tokens
-        self._texts, self._tokens = [], []
-        return text, tokens
+        Args:
+            usage: The run's usage, one row; there once the row has finished.
+
+        Returns:
+            The chunk; None while there is neither text nor an end.
+        """
+        if not self._text and self._finish is None:
+            return None
+        info = self._info(usage[0] if usage else None)
+        chunk = GenerationChunk(text=self._text, generation_info=info or None)
+        self._text, self._tokens = "", []
+        return chunk
+
+    def whole(self, usage: Usage) -> Generation:
+        """Give the finished row as one answer."""
+        return Generation(text=self._text, generation_info=self._info(usage))
+
+    def _info(self, usage: Usage | None) -> dict[str, Any]:
+        info: dict[str, Any] = {}
+        if self._logprobs:
+            info["logprobs"] = logprob_entries(self._tokens)
+        if self._finish is not None and usage is not None:
+            info |= ending_info(self._finish, usage, self._model_name)
+        return info
 
 
 def logprob_entries(tokens: Iterable[TokenRecord]) -> list[dict[str, Any]]:
@@ -104,33 +126,8 @@ def ending_info(finish: Finish, usage: Usage, model_name: str) -> dict[str, Any]
     return info
 
 
-def next_chunk(
-    row: Transcript, usage: Sequence[Usage], model_name: str, *, logprobs: bool
-) -> GenerationChunk | None:
-    """Make a chunk of what row 0 has said since the last one.
-
-    Args:
-        row: The row's transcript; its new text is taken out.
-        usage: The run's usage; read once the row has finished.
-        model_name: The ensemble's name.
-        logprobs: Whether the chunk carries its tokens' logprobs.
-
-    Returns:
-        The chunk; None while there is neither text nor an end.
-    """
-    if not row.has_text and row.finish is None:
-        return None
-    text, tokens = row.take()
-    info: dict[str, Any] = {}
-    if logprobs:
-        info["logprobs"] = logprob_entries(tokens)
-    if row.finish is not None:
-        info |= ending_info(row.finish, usage[0], model_name)
-    return GenerationChunk(text=text, generation_info=info or None)
-
-
 def whole_result(
-    rows: Sequence[Transcript], usage: Sequence[Usage], n: int, model_name: str, *, logprobs: bool
+    rows: Sequence[Transcript], usage: Sequence[Usage], n: int, model_name: str
 ) -> LLMResult:
     """Make the result of a batch.
 
@@ -139,19 +136,12 @@ def whole_result(
         usage: One entry a row.
         n: Answers per prompt.
         model_name: The ensemble's name.
-        logprobs: Whether answers carry their tokens' logprobs.
 
     Returns:
         ``generations[prompt][answer]``; ``llm_output`` with the summed ``token_usage`` (a prompt
         counts once, whatever ``n``) and ``model_name``.
     """
-    answers: list[Generation] = []
-    for row, counts in zip(rows, usage, strict=True):
-        text, tokens = row.take()
-        info = ending_info(row.finish, counts, model_name) if row.finish else {}
-        if logprobs:
-            info["logprobs"] = logprob_entries(tokens)
-        answers.append(Generation(text=text, generation_info=info))
+    answers = [row.whole(counts) for row, counts in zip(rows, usage, strict=True)]
     prompt_tokens = sum(counts.prompt_tokens for counts in usage[::n])
     completion_tokens = sum(counts.completion_tokens for counts in usage)
     return LLMResult(

@@ -329,8 +329,14 @@ class TestSharing:
         llm = make()
         old = scripted(llm.load())
         llm.main = "b"
-        assert scripted(llm).loaded
-        assert scripted(llm).main_name == "b"
+        assert llm.asdict()["main"] == "b"
+        assert llm.get_token_ids("some words")
+        assert not scripted(llm).loaded  # neither reads weights
+        gc.collect()
+        time.sleep(0.05)
+        assert old.unloads == 0
+        llm.invoke("x")
+        assert scripted(llm).loads == 1
         wait_until(lambda: old.unloads == 1)
 
     def test_solo_keeps_settings(self) -> None:
@@ -491,6 +497,11 @@ class TestRunning:
             await task
         await asyncio.to_thread(wait_until, lambda: engine.running == 0)
         assert engine.steps == 1
+
+    async def test_empty_lists_of_callbacks(self) -> None:
+        llm = make()
+        assert await llm.ainvoke("x", config={"callbacks": []}) == llm.invoke("x")
+        assert (await llm.agenerate([], callbacks=[])).generations == []
 
     async def test_closed_async_stream_frees(self) -> None:
         llm = make()
