@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from langchain_ensemble._version import __version__
-from langchain_ensemble.cli.console import USAGE, OneLineGroup, say
+from langchain_ensemble.cli.console import USAGE, OneLineGroup, say, use_utf8
 from langchain_ensemble.cli.options import make_ensemble, read_prompt
 
 app = typer.Typer(
@@ -165,4 +165,5 @@ def cache_clear() -> None:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    use_utf8()
     app(prog_name="langchain-ensemble")

@@ -88,6 +88,11 @@ def _remarks(member: Inspected) -> list[dict[str, Any]]:
     said = []
     if not member.vocabulary.end_ids:
         said.append("has no end token: it can never vote to end")
+    for plain in member.plain_ends:
+        said.append(
+            f"ends on id {plain}, ordinary text of its tokenizer ({member.tokens[plain]!r}); "
+            "eos_token_id of its config or generation_config belongs to another one"
+        )
     if member.weight_files is None:
         said.append("has no weight files here; everything else was checked")
     if not member.spells_everything:
@@ -106,14 +111,15 @@ def _memory(settings: Sequence[Member], members: Sequence[Inspected]) -> list[di
     """Compare what all weights need with what is free here, device by device."""
     needed: dict[str, int] = {}
     free: dict[str, int | None] = {}
+    said: list[dict[str, Any]] = []
     seen: list[tuple[Any, ...]] = []
     for member, inspected in zip(settings, members, strict=True):
-        device = None if member.device_map else resolve_device(str(member.name), member.device)
-        stored = getattr(torch, inspected.stored or "float32")
-        dtype = resolve_dtype(str(member.name), member.dtype, stored, device or torch.device("cpu"))
-        plan = "float32" if dtype == torch.float32 else "bfloat16"
-        if member.quantization and not member.quantization.startswith("gguf:"):
-            plan = "4-bit" if "4" in member.quantization.split("-", 1)[-1] else "8-bit"
+        try:
+            device = None if member.device_map else resolve_device(inspected.name, member.device)
+        except EnsembleError as error:
+            said.append(_problem("warning", inspected.name, str(error)))
+            continue
+        plan = _plan(member, inspected, device)
         weights = (member.model, inspected.commit, plan, str(device), member.adapter)
         if weights in seen:
             continue  # shared
@@ -121,16 +127,25 @@ def _memory(settings: Sequence[Member], members: Sequence[Inspected]) -> list[di
         room, where = free_memory(device)
         needed[where] = needed.get(where, 0) + (inspected.memory[plan]["weights"] or 0)
         free[where] = room
-    said = []
     for where, size in needed.items():
         room = free[where]
         if room is not None and size * HEADROOM > room:
-            said.append(
+            text = (
                 f"the weights need {size / 2**30:.1f} GiB and some room beside, {where} has "
                 f"{room / 2**30:.1f} GiB free here; lower dtype=, set quantization=, or use a "
                 "larger machine"
             )
-    return [_problem("warning", None, text) for text in said]
+            said.append(_problem("warning", None, text))
+    return said
+
+
+def _plan(member: Member, inspected: Inspected, device: torch.device | None) -> str:
+    """The memory plan that a member's settings come to on a device."""
+    if member.quantization and not member.quantization.startswith("gguf:"):
+        return "4-bit" if "4" in member.quantization.split("-", 1)[-1] else "8-bit"
+    stored = getattr(torch, inspected.stored or "float32")
+    dtype = resolve_dtype(inspected.name, member.dtype, stored, device or torch.device("cpu"))
+    return "float32" if dtype == torch.float32 else "bfloat16"
 
 
 def _member(member: Inspected) -> dict[str, Any]:

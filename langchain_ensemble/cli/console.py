@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 import typer
@@ -107,6 +108,16 @@ def _our_warnings() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+def use_utf8() -> None:
+    """Write UTF-8 into files and pipes, whatever the locale; a terminal shows what it can."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            if stream.isatty():
+                stream.reconfigure(errors="replace")
+            else:
+                stream.reconfigure(encoding="utf-8")
 
 
 def say(text: str) -> None:

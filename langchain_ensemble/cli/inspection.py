@@ -21,6 +21,7 @@ from langchain_ensemble.members.files import StoredTensor, memory_needed
 from langchain_ensemble.members.fit import KNOWN, context_of, logits_width, mask_plan, rope_switch
 from langchain_ensemble.members.huggingface import end_ids
 from langchain_ensemble.members.loading import load_config, load_tokenizer
+from langchain_ensemble.members.quantization import quantization_config
 from langchain_ensemble.members.sources import Source, locate, weight_names
 from langchain_ensemble.params import Member
 from langchain_ensemble.vocab.vocabulary import Vocabulary
@@ -62,6 +63,7 @@ class Inspected:
         context: Positions, None when unknown.
         vocabulary: Its tokens.
         tokens: Spelling of control tokens by id.
+        plain_ends: End ids that the tokenizer has as ordinary text, so that text would end.
         chat_template: Whether its view has one.
         licence: As the model card names it, None where it does not.
         generation: Sampling values of its generation config; they are not applied.
@@ -80,6 +82,7 @@ class Inspected:
     context: int | None
     vocabulary: Vocabulary
     tokens: Mapping[int, str]
+    plain_ends: tuple[int, ...]
     chat_template: bool
     licence: str | None
     generation: Mapping[str, Any]
@@ -101,9 +104,11 @@ def inspect(member: Member) -> Inspected:
         member: Settings, with a name.
 
     Raises:
+        ConfigError: Its quantisation is unknown or its package is missing.
         MemberError: It cannot be found, or is no causal language model.
         VocabularyError: Its tokenizer cannot be turned into bytes, or is not the model's.
     """
+    quantization_config(str(member.name), member.quantization)  # refuses what cannot be loaded
     source = locate(member)
     config = load_config(member, source)
     tokenizer = load_tokenizer(member, source)
@@ -136,6 +141,7 @@ def inspect(member: Member) -> Inspected:
         context=context_of(config),
         vocabulary=vocabulary,
         tokens=dict(zip(control, tokenizer.convert_ids_to_tokens(control), strict=True)),
+        plain_ends=tuple(i for i in vocabulary.end_ids if i not in tokenizer.added_tokens_decoder),
         chat_template=bool(template),
         licence=licence(source.path),
         generation={name: generation[name] for name in SAMPLING if name in generation},
