@@ -14,9 +14,12 @@ sight, and remembered. Deciding pair by pair keeps the result independent of wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
+
+from langchain_ensemble.vocab.backend import steps
 
 _PROBES = (
     "{c}",
@@ -26,9 +29,11 @@ _PROBES = (
 _BOTH = ("", "a", "Ab", " ", "  ", "\n", "\t", "1", "12", "123", ".", "..", "'", "世", "é", "_")
 _LEFT = (*_BOTH, "\n ", "x'", "x-", "\u3000")
 _RIGHT = (*_BOTH, "s ", "re", "e", "l", " b", "\n\n", "'s", "-x")
-_APOSTROPHES = "'’"  # contractions: the one place where scripts of patterns spell words out
+_GPT2_CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
+_LITERAL = re.compile(r"[^\\\[\](){}|?*+.^$]{2,}")
 _MEMORY = 200_000
 Cuts = frozenset[int]
+Split = Callable[[str], Cuts]
 
 
 class Borders:
@@ -36,24 +41,33 @@ class Borders:
 
     def __init__(
         self,
-        pre_tokenizer: Any,
-        texts: Iterable[str] | None,
-        added_texts: Iterable[str],
+        split: Split | None,
+        tokens: Sequence[bytes],
+        merges_only: bool,
+        fixed: Sequence[str],
         inseparable: Callable[[str], bool],
     ) -> None:
         """Prepare.
 
         Args:
-            pre_tokenizer: A Rust pre-tokenizer, or None where text is never split.
-            texts: Texts of all tokens, or None where tokens may hold parts of characters (then
-                only the pre-tokenizer makes borders).
-            added_texts: Added tokens that are text; they are matched before any split.
+            split: Gives the positions at which a text is split before its tokens are looked for;
+                None where text is never split.
+            tokens: Bytes of all tokens.
+            merges_only: Whether what no token holds can never become one token; only then may the
+                tokens make borders (not where whole words are looked up first).
+            fixed: Texts that are matched as they stand before or while splitting.
             inseparable: Whether a character sticks to the one before it.
         """
-        splits = pre_tokenizer is not None and len(_split(pre_tokenizer, _PROBES[1])) > 0
-        self._pre_tokenizer = pre_tokenizer if splits else None
-        self._inside = None if texts is None else _pairs(texts)
-        self._inside_added = _pairs(added_texts)
+        splits = split is not None and len(split(_PROBES[1])) > 0
+        whole = all(_is_text(token) for token in tokens if len(token) > 1)
+        self._split = split if splits else None
+        self._by_character = whole
+        self._inside: set[bytes] | set[str] | None = None
+        if merges_only and whole:
+            self._inside = _pairs(token.decode() for token in tokens if len(token) > 1)
+        elif merges_only and not splits:
+            self._inside = {token[at : at + 2] for token in tokens for at in range(len(token) - 1)}
+        self._inside_fixed = _pairs(fixed)
         self._inseparable = inseparable
         self._known: dict[str, bool] = {}
         self._classes: dict[tuple[Cuts, ...], int] = {}
@@ -102,57 +116,85 @@ class Borders:
         return found
 
     def _decide(self, a: str, b: str) -> bool:
-        if a + b in self._inside_added or self._inseparable(b):
+        if a + b in self._inside_fixed or self._inseparable(b):
             return False
-        together = self._inside is None or a + b in self._inside
-        if self._pre_tokenizer is None:
+        together = self._inside is None or self._edge(a, b) in self._inside
+        if self._split is None:
             return not together
-        splits, indifferent = self._verdict(a, b)
+        splits, indifferent = self._verdict(self._split, a, b)
         return splits or (indifferent and not together)
 
-    def _verdict(self, a: str, b: str) -> tuple[bool, bool]:
+    def _edge(self, a: str, b: str) -> Any:
+        """What a token that reaches over the place must hold."""
+        return a + b if self._by_character else a.encode()[-1:] + b.encode()[:1]
+
+    def _verdict(self, split: Split, a: str, b: str) -> tuple[bool, bool]:
         """Whether it always splits between two characters, and whether it is indifferent."""
-        if a in _APOSTROPHES or b in _APOSTROPHES:
-            return False, False
-        kinds = (self._kind(a), self._kind(b))
+        kinds = (self._kind(split, a), self._kind(split, b))
         verdict = self._verdicts.get(kinds)
         if verdict is None:
-            verdict = self._verdicts[kinds] = self._try(a, b)
+            verdict = self._verdicts[kinds] = self._try(split, a, b)
         splits, indifferent = verdict
         if kinds[0] == kinds[1]:  # alike may still differ among themselves (scripts): ask for these
-            splits = 1 in _split(self._pre_tokenizer, a + b) and self._try(a, b)[0]
+            splits = 1 in split(a + b) and self._try(split, a, b)[0]
         return splits, indifferent
 
-    def _kind(self, c: str) -> int:
+    def _kind(self, split: Split, c: str) -> int:
         kind = self._class_of.get(c)
         if kind is None:
             probes = (probe.replace("{c}", c) for probe in _PROBES)
-            found = tuple(_split(self._pre_tokenizer, probe) for probe in probes)
+            found = tuple(split(probe) for probe in probes)
             kind = self._class_of[c] = self._classes.setdefault(found, len(self._classes))
         return kind
 
-    def _try(self, a: str, b: str) -> tuple[bool, bool]:
-        pre_tokenizer = self._pre_tokenizer
-        if self._inside is None and 1 not in _split(pre_tokenizer, a + b):
+    def _try(self, split: Split, a: str, b: str) -> tuple[bool, bool]:
+        if self._inside is None and 1 not in split(a + b):
             return False, False
-        rights = [(right, _split(pre_tokenizer, b + right)) for right in _RIGHT]
+        rights = [(right, split(b + right)) for right in _RIGHT]
         splits = True
         for left in _LEFT:
             at = len(left) + 1
-            before = _split(pre_tokenizer, left + a)
+            before = split(left + a)
             for right, after in rights:
-                whole = _split(pre_tokenizer, left + a + b + right)
+                whole = split(left + a + b + right)
                 if whole - {at} != before | {at + cut for cut in after}:
                     return False, False
                 splits = splits and at in whole
         return splits, True
 
 
-def _split(pre_tokenizer: Any, text: str) -> Cuts:
-    """Positions inside a text at which a pre-tokenizer splits it."""
-    spans = [span for _, span in pre_tokenizer.pre_tokenize_str(text)]
-    return frozenset(at for span in spans for at in span if 0 < at < len(text))
-
-
 def _pairs(texts: Iterable[str]) -> set[str]:
     return {text[at : at + 2] for text in texts for at in range(len(text) - 1)}
+
+
+def _is_text(token: bytes) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def literals(pre_tokenizer: dict[str, Any] | None) -> list[str]:
+    """Strings that a pre-tokenizer spells out (``'re``), in the cases it may meet them.
+
+    Args:
+        pre_tokenizer: Its JSON, or None.
+
+    Returns:
+        Strings of two and more characters; more than needed does no harm.
+    """
+    found: list[str] = []
+    for step in steps(pre_tokenizer):
+        pattern = step.get("pattern")
+        if step["type"] == "ByteLevel" and step.get("use_regex", True):
+            pattern = {"Regex": _GPT2_CONTRACTIONS}
+        if isinstance(pattern, dict):
+            found += [pattern.get("String", ""), *_LITERAL.findall(pattern.get("Regex", ""))]
+    runs = [run[at : at + 2] for run in found for at in range(len(run) - 1)]
+    return [
+        first + second
+        for run in runs
+        for first in (run[0].lower(), run[0].upper())
+        for second in (run[1].lower(), run[1].upper())
+    ]

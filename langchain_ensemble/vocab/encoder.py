@@ -48,7 +48,7 @@ class Encoder:
         complete: Whether every text can be spelled.
         by_model: Whether the tokenizer's model is asked; otherwise longest keys are.
         fuses_unknown: Whether unspellable neighbours become one ``unk_id``.
-        pre_tokenizer: The pre-tokenizer used, None where pieces are never split.
+        splits: Whether text is split before the model sees it.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Encoder:
         self.rust = rebuild(
             backend.rust, _normalizer(backend), _pre_tokenizer(backend.pre_tokenizer)
         )
-        self.pre_tokenizer: Any = self.rust.pre_tokenizer if self.by_model else None
+        self.splits = self.by_model and self.rust.pre_tokenizer is not None
         self._added = _added_patterns(backend, text_bytes)
         self.key_of, spelled_twice = _first_keys(text_bytes, byte_pieces)
         self._longest = max(map(len, self.key_of), default=0)
@@ -84,6 +84,22 @@ class Encoder:
         for key, ids in spelled_twice.items():
             self._choose(key, ids)
         self.complete = all(bytes([b]) in self.key_of for b in _UTF8_BYTES)
+
+    def split(self, text: str) -> frozenset[int]:
+        """Positions inside a text at which it is split before the model sees it.
+
+        Args:
+            text: Any text.
+        """
+        seen = text
+        if self.rust.normalizer is not None:  # a character for a character, or one for each byte
+            seen = self.rust.normalizer.normalize_str(text)
+        spans = [span for _, span in self.rust.pre_tokenizer.pre_tokenize_str(seen)]
+        cuts = frozenset(at for span in spans for at in span if 0 < at < len(seen))
+        if len(seen) == len(text):
+            return cuts
+        ends = accumulate(len(character.encode()) for character in text)
+        return frozenset(at for at, end in enumerate(ends, 1) if end in cuts)
 
     def added_texts(self) -> list[str]:
         """Contents of added tokens that are ordinary text."""
@@ -188,17 +204,31 @@ class Encoder:
         at = size = unknown = 0
         ends: list[int] = []
         for i, (start, end) in zip(ids, spans, strict=True):
-            covered = text[start:end].encode()
             is_unknown = i == self.unk_id
-            if start != at or not (is_unknown or (self._has(i) and self._bytes[i] == covered)):
+            wanted = text[start:end].encode()
+            if start < at or not (is_unknown or (self._has(i) and self._bytes[i] == wanted)):
                 return None
-            unknown += end - start if is_unknown else 0
-            size += len(covered)
+            if not self._may_leave_out(text[at:start]):
+                return None
+            size += len(text[at:start].encode())
+            if start > at and ends:
+                ends[-1] = size  # the bytes that were left out go with the id before
+            unknown += start - at + (end - start if is_unknown else 0)
+            size += len(wanted)
             ends.append(size)
             at = end
-        if at != len(text):
+        if not self._may_leave_out(text[at:]):
             return None
-        return Spelling(tuple(ids), tuple(ends), unknown, size)
+        size += len(text[at:].encode())
+        if at < len(text) and ends:
+            ends[-1] = size
+        return Spelling(tuple(ids), tuple(ends), unknown + len(text) - at, size)
+
+    def _may_leave_out(self, text: str) -> bool:
+        """Whether nothing can spell a text, not even as unknown."""
+        return not text or (
+            self.unk_id is None and not any(c.encode() in self.key_of for c in text)
+        )
 
     def _by_longest(self, text: str) -> Spelling:
         """The longest keys from left to right; each character without one is unknown."""

@@ -81,15 +81,6 @@ def byte_pieces(backend: Backend) -> list[bool]:
     return [p is not None and _BYTE_PIECE.fullmatch(p) is not None for p in backend.pieces]
 
 
-def is_byte_level(backend: Backend) -> bool:
-    """Whether pieces are in the byte-level alphabet, so that one may end inside a character.
-
-    Args:
-        backend: The tokenizer's parts.
-    """
-    return any(step["type"] == "ByteLevel" for step in _decoder_steps(backend))
-
-
 def byte_alphabet() -> dict[str, int]:
     """The byte-level alphabet of GPT-2: a printable character for each byte.
 

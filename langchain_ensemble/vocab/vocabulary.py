@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from langchain_ensemble.errors import ConfigError, VocabularyError
 from langchain_ensemble.vocab.backend import Backend, read_backend
-from langchain_ensemble.vocab.borders import Borders
+from langchain_ensemble.vocab.borders import Borders, literals
 from langchain_ensemble.vocab.encoder import Encoder, Spelling
 from langchain_ensemble.vocab.roles import Role, roles_of_ids
-from langchain_ensemble.vocab.token_bytes import byte_pieces, bytes_of_ids, is_byte_level
+from langchain_ensemble.vocab.token_bytes import byte_pieces, bytes_of_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -219,17 +219,22 @@ class Vocabulary:
     def _find_borders(self, backend: Backend) -> Borders | None:
         """Borders, if a text of all kinds has the same ids with and without them."""
         encoder = self._encoder
-        texts = None
-        if not is_byte_level(backend) and not backend.flags.get("ignore_merges"):
-            texts = [key.decode(errors="replace") for key in self.token_bytes if key]
         sticky = not encoder.complete and (encoder.fuses_unknown or self.unk_id is None)
 
         def inseparable(character: str) -> bool:
             return sticky and character.encode() not in self.key_of
 
-        borders = Borders(encoder.pre_tokenizer, texts, encoder.added_texts(), inseparable)
-        cut = _joined([encoder.spell(piece) for piece in borders.pieces(_SELF_CHECK)])
-        return borders if cut == _joined([encoder.spell(_SELF_CHECK)]) else None
+        borders = Borders(
+            encoder.split if encoder.splits else None,
+            [key for key in self.token_bytes if key],
+            not backend.flags.get("ignore_merges"),
+            [*encoder.added_texts(), *literals(backend.pre_tokenizer)],
+            inseparable,
+        )
+        keys = encoder.key_of
+        text = "".join(c for c in _SELF_CHECK if encoder.complete or c.encode() in keys)
+        cut = _joined([encoder.spell(piece) for piece in borders.pieces(text)])
+        return borders if cut == _joined([encoder.spell(text)]) else None
 
     def _has_dummy_prefix(self, backend: Backend) -> bool:
         first = [
