@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import REJECT, START, next_states
 from langchain_ensemble.decoding.engine import Decoding, Engine
@@ -31,6 +30,7 @@ from langchain_ensemble.members.sources import locate
 from langchain_ensemble.params import EnsembleParams, RequestParams, resolve_weights
 from langchain_ensemble.store import Store
 from langchain_ensemble.vocab.alignment import Aligned, align, check_common
+from langchain_ensemble.vocab.pair_table import pair_table
 from langchain_ensemble.vocab.sorted_keys import SortedKeys
 from langchain_ensemble.vocab.vocabulary import Vocabulary
 
@@ -133,7 +133,7 @@ class Ensemble:
             for m in members
         ]
         if len(members) == 1:
-            voice = Voice(members[0], vocabularies[0], None, None, None, verbatim=True)
+            voice = Voice(members[0], vocabularies[0], None, None, None, None, verbatim=True)
             return _Built(tuple(members), (voice,), None, ())
         self._check_needs(members)
         device = members[0].device
@@ -141,7 +141,7 @@ class Ensemble:
         aligned = align(named, device=device)
         check_common(aligned, self.fusion.needs.min_common, self.fusion.name)
         voices = tuple(
-            self._voice(m, v, keys, vocabularies[0], members[0])
+            self._voice(m, v, keys, vocabularies[0], aligned)
             for m, v, keys in zip(members, vocabularies, aligned.alignment.members, strict=True)
         )
         fuser = self._prepare(members, aligned, device, on_progress)
@@ -161,10 +161,10 @@ class Ensemble:
         member: LoadedMember,
         vocabulary: Vocabulary,
         keys: MemberKeys,
-        main_vocabulary: Vocabulary,
-        main: LoadedMember,
+        main: Vocabulary,
+        aligned: Aligned,
     ) -> Voice:
-        verbatim = vocabulary.content_hash == main_vocabulary.content_hash
+        verbatim = vocabulary.content_hash == main.content_hash
         states = next_states(vocabulary.token_bytes).to(member.device)  # [8, V_i]
         allowed = states != REJECT
         allowed[START, keys.end_ids.to(member.device)] = True
@@ -172,7 +172,7 @@ class Ensemble:
         if (
             not verbatim
         ):  # a key that main lacks cannot be held by main unless it is whole characters
-            foreign = keys.to_union.to(member.device) >= main.logits_width
+            foreign = keys.to_union.to(member.device) >= main.width
             allowed[START] &= ~foreign | (states[START] == START)
         weigh = self.params.open_boundaries == "discount" and not verbatim
         return Voice(
@@ -181,6 +181,7 @@ class Ensemble:
             keys=_to(keys, member.device),
             allowed=allowed,
             sorted_keys=SortedKeys(vocabulary) if weigh else None,
+            pairs=None if verbatim else pair_table(aligned, vocabulary),
             verbatim=verbatim,
         )
 
@@ -343,8 +344,9 @@ def _sampling(request: RequestParams) -> Sampling:
 
 def _to(keys: MemberKeys, device: torch.device) -> MemberKeys:
     """The keys with their tensors on a member's device."""
-    given = {f.name: getattr(keys, f.name) for f in fields(keys) if f.init}
-    return MemberKeys(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()})
+    given: dict[str, Any] = {f.name: getattr(keys, f.name) for f in fields(keys) if f.init}
+    moved: dict[str, Any] = {k: v.to(device) for k, v in given.items() if torch.is_tensor(v)}
+    return replace(keys, **moved)
 
 
 def _warn(message: str) -> None:

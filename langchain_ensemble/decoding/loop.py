@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from langchain_ensemble.constraints.stop import StopScanner
 from langchain_ensemble.constraints.utf8 import START
-from langchain_ensemble.decoding.boundary import BoundaryTracker
+from langchain_ensemble.decoding.caches import Caches, Change
 from langchain_ensemble.decoding.choose import draw, generators_for, penalised
 from langchain_ensemble.decoding.fusing import (
     keys_of,
@@ -25,12 +25,12 @@ from langchain_ensemble.decoding.fusing import (
     spread,
     voice_distribution,
 )
+from langchain_ensemble.decoding.raw import choose_raw
 from langchain_ensemble.decoding.records import Finish, Piece, TokenRecord, Usage
 from langchain_ensemble.decoding.state import Row, Track
 from langchain_ensemble.decoding.task import Chosen, Task
-from langchain_ensemble.errors import DeadlineError
-from langchain_ensemble.fusion.base import MemberDistribution
-from langchain_ensemble.members.base import MemberPrompt, MemberSession
+from langchain_ensemble.errors import ConfigError, DeadlineError
+from langchain_ensemble.members.base import MemberPrompt
 
 
 class Loop:
@@ -48,21 +48,16 @@ class Loop:
             for number, prompt in enumerate(self._prompts)
         ]
         self._active = list(range(len(self.rows)))  # session row -> row number
-        self._sessions: list[MemberSession] = []
-        self._logits: list[Tensor] = []
-        self._trackers: list[BoundaryTracker | None] = []
         device = task.voices[0].member.device
-        self._generators = (
-            generators_for(request.seed, len(self.rows), n, device)
-            if request.temperature > 0
-            else None
-        )
+        seeds = (request.seed, len(self.rows), n, device)
+        generators = generators_for(*seeds) if request.temperature > 0 else None
+        self._caches = Caches(task.voices, generators, task.weigh_boundaries)
         self._read = [[len(p.ids) for p in prompt] for prompt in self._prompts]
         self._deadline = None if request.timeout is None else time.monotonic() + request.timeout
 
     def _tracks(self, prompt: Sequence[MemberPrompt]) -> list[Track]:
         return [
-            Track(v.vocabulary, lead=int(p.text_start and v.vocabulary.dummy_prefix))
+            Track(v.vocabulary, v.pairs, lead=int(p.text_start and v.vocabulary.dummy_prefix))
             for v, p in zip(self._task.voices, prompt, strict=True)
         ]
 
@@ -84,10 +79,10 @@ class Loop:
         if self.done:
             return []
         self._check_deadline()
-        if not self._sessions:
-            self._prefill()
+        if not self._caches.opened:
+            self._caches.prefill(self._task.prompts, self._task.request.n)
             self._check_deadline()
-        chosen = self._choose_raw() if self._one_voice else self._choose_fused()
+        chosen = self._choose_alone() if self._one_voice else self._choose_fused()
         pieces = self._advance(chosen)
         if self.done:
             self.close()
@@ -95,9 +90,7 @@ class Loop:
 
     def close(self) -> None:
         """Free the caches; the loop cannot go on afterwards."""
-        for session in self._sessions:
-            session.close()
-        self._sessions, self._logits, self._trackers = [], [], []
+        self._caches.close()
         self._active = []
 
     def _check_deadline(self) -> None:
@@ -113,86 +106,35 @@ class Loop:
             partial,
         )
 
-    # 1. prefill
+    # fuse and choose
 
-    def _prefill(self) -> None:
-        task = self._task
-        repeat = [i for i in range(len(task.prompts)) for _ in range(task.request.n)]
-        for place, voice in enumerate(task.voices):
-            session = voice.member.session()
-            self._sessions.append(session)
-            logits = session.prefill([prompt[place] for prompt in task.prompts])
-            if task.request.n > 1:
-                session.select(repeat)
-                logits = logits[torch.tensor(repeat, device=logits.device)]
-            self._logits.append(logits)
-            tracker = None
-            if task.weigh_boundaries and voice.sorted_keys is not None:
-                tracker = BoundaryTracker(voice.sorted_keys, len(self.rows))
-            self._trackers.append(tracker)
-
-    # 2. fuse and choose
-
-    def _choose_raw(self) -> list[Chosen]:
-        """One voice: main's raw logits, as ``generate`` does it."""
-        logits, sampling = self._logits[0], self._task.sampling
-        scores = logits
-        if sampling.penalty is not None:
-            scores = torch.cat(
-                [
-                    sampling.penalty(torch.tensor([self._main_ids(b)], device=logits.device), row)
-                    for b, row in enumerate(logits[:, None])
-                ]
-            )
-        picked = draw(scores, sampling, self._row_generators())
-        logprobs = logits.gather(1, picked[:, None])[:, 0] - logits.logsumexp(-1)
-        voice = self._task.voices[0]
-        ends, table = voice.vocabulary.end_ids, voice.vocabulary.token_bytes
-        roles = voice.vocabulary.token_roles
-        packed = torch.stack([picked.double(), logprobs.double()], -1).cpu().tolist()
-        chosen = []
-        for value, logprob in packed:
-            token = int(value)
-            silent = token in ends or token >= len(table) or roles[token] is not None
-            data = b"" if silent else table[token] or b""
-            said: dict[str, float | None] = {voice.member.name: logprob}
-            named = None if token in ends else token
-            record = TokenRecord(named, data, logprob, said, fused=False)
-            chosen.append(Chosen(-1 if named is None else token, record))
-        return chosen
-
-    def _boundaries(
-        self, rows: list[Row], distributions: Sequence[MemberDistribution]
-    ) -> list[Tensor | None]:
-        """c_i of every voice that can be asked what follows half a token."""
-        here = [not row.fragment for row in rows]
-        return [
-            None
-            if tracker is None
-            else tracker.observe(distributions[place], [r.held_by(place) for r in rows], here)
-            for place, tracker in enumerate(self._trackers)
-        ]
+    def _choose_alone(self) -> list[Chosen]:
+        sampling = self._task.sampling
+        ids = [self._main_ids(b) for b in range(len(self._active))] if sampling.penalty else []
+        voice, generators = self._task.voices[0], self._caches.generators
+        return choose_raw(voice, self._caches.logits[0], ids, sampling, generators)
 
     def _choose_fused(self) -> list[Chosen]:
         """More than one voice: fuse over keys, choose one, read each voice's say on it."""
         task = self._task
         rows = [self.rows[number] for number in self._active]
         main, _ = keys_of(task.voices[0])
+        states = [[row.utf8 if p == 0 else START for row in rows] for p in range(len(task.voices))]
         distributions = [
-            voice_distribution(v, self._logits[p], [r.utf8 if p == 0 else START for r in rows])
-            for p, v in enumerate(task.voices)
+            voice_distribution(voice, logits, state)
+            for voice, logits, state in zip(task.voices, self._caches.logits, states, strict=True)
         ]
         silent = [
             [p > 0 and (r.fragment or r.starts_apart(p)) for r in rows]
             for p in range(len(task.voices))
         ]
-        boundary = self._boundaries(rows, distributions)
+        boundary = self._caches.boundaries(rows, distributions)
         weights = row_weights(task.weights, distributions, silent, boundary)
         assert task.fuser is not None  # more than one voice
         fused = or_end(task.fuser(*spread(distributions, weights, task.places, task.num_members)))
         ids = [self._main_ids(b) for b in range(len(rows))] if task.sampling.penalty else []
         scores = penalised(fused, fused.end[:, None], main, ids, task.sampling)
-        column = draw(scores, task.sampling, self._row_generators())  # [B]
+        column = draw(scores, task.sampling, self._caches.generators)  # [B]
         width = fused.logprobs.shape[-1]
         inside = column.clamp_max(width - 1)[:, None]
         key = inside if fused.keys is None else fused.keys.gather(1, inside)
@@ -214,11 +156,11 @@ class Loop:
         token = key if 0 <= key < width else None
         return Chosen(key, TokenRecord(token, data, values[1], members, fused=values[2] > 1))
 
-    # 3. advance
+    # advance
 
     def _advance(self, chosen: list[Chosen]) -> list[Piece]:
         pieces, going = [], []
-        plans: list[list[tuple[int, list[int]]]] = []
+        plans: list[list[Change]] = []
         for b, pick in enumerate(chosen):
             row = self.rows[self._active[b]]
             plan = self._advance_row(row, pick, self._read[row.number])
@@ -229,24 +171,27 @@ class Loop:
             done = row.finish is not None
             if done:
                 row.close(row.finish or Finish("length"))
+                self._warn_unknown(row)
             pieces.append(Piece(row.number, text, (pick.record,), row.finish if done else None))
         self._select(going)
         if going:
-            self._run(plans)
+            self._caches.run(plans)
         return pieces
 
-    def _advance_row(
-        self, row: Row, pick: Chosen, read: list[int]
-    ) -> list[tuple[int, list[int]]] | None:
+    def _advance_row(self, row: Row, pick: Chosen, read: list[int]) -> list[Change] | None:
         """Give one row its key; returns (kept, new ids) a voice, or None when the row has ended."""
         row.records.append(pick.record)
         if pick.key < 0:
             row.finish = Finish("stop")
             return None
         data = pick.record.bytes
-        first = not row.answer and row.tracks[0].lead and len(row.records) == 1
-        row.extend(data[1:] if first and data.startswith(b" ") else data)
-        plan = self._ids(row, pick, len(data))
+        first = row.tracks[0].lead and len(row.records) == 1
+        whole = not row.fragment and not (first and data.startswith(b" "))
+        row.extend(data if whole or row.fragment else data[1:])
+        if row.finish is not None:  # a stop string: nothing is read any more
+            row.tracks[0].append(pick.key)
+            return None
+        plan = self._ids(row, pick, pick.key if whole and len(row.records) > 1 else None)
         if row.finish is None and len(row.records) >= self._task.request.max_tokens:
             row.finish = Finish("length")
         if row.finish is not None:
@@ -266,68 +211,61 @@ class Loop:
             read[place] += len(new)
         return plan
 
-    def _ids(self, row: Row, pick: Chosen, num_bytes: int) -> list[tuple[int, list[int]]]:
-        """(kept, new ids) of every voice for the row's longer answer."""
+    def _ids(self, row: Row, pick: Chosen, key: int | None) -> list[Change]:
+        """(kept, new ids) of every voice for the row's longer answer.
+
+        ``key`` is the union key whose bytes are all that is new to the voices, if there is one.
+        """
         plan = []
         text: str | None = None
         for track, voice in zip(row.tracks, self._task.voices, strict=True):
             if voice.verbatim and pick.record.id is not None:
-                plan.append(track.append(pick.record.id, num_bytes))
+                plan.append(track.append(pick.record.id))
                 continue
             if row.fragment:
                 plan.append((len(track.ids), []))
                 continue
             if text is None:
                 text = row.text(0, row.complete)
-            before = track.unknown
-            plan.append(track.take(text))
-            if track.unknown > before == 0:
-                self._task.warn(
-                    f"member {voice.member.name!r} cannot spell {track.unknown} character(s) of "
-                    "the answer; they reach it as its unk id"
-                )
+            plan.append(track.take(text, key))
         return plan
+
+    def _warn_unknown(self, row: Row) -> None:
+        """Say once a row what reached a voice as its unk id."""
+        for track, voice in zip(row.tracks, self._task.voices, strict=True):
+            if unknown := track.unspelled:
+                self._task.warn(
+                    f"member {voice.member.name!r} cannot spell all of answer {row.number}: "
+                    f"{unknown} of its {len(track.spelled)} ids are its unk id"
+                )
 
     def _select(self, going: list[int]) -> None:
         """Drop finished rows from every cache."""
         if len(going) == len(self._active):
             return
         self._active = [self._active[b] for b in going]
-        if not going:
-            return
-        for place, session in enumerate(self._sessions):
-            session.select(going)
-            self._logits[place] = self._logits[place][going]
-            tracker = self._trackers[place]
-            if tracker is not None:
-                tracker.select(going)
+        if going:
+            self._caches.select(going)
 
-    def _run(self, plans: list[list[tuple[int, list[int]]]]) -> None:
-        """Roll back where a spelling changed and run the new ids, all voices side by side."""
-        pending = []
-        for place, session in enumerate(self._sessions):
-            lengths: list[int] = []
-            fresh: list[list[int]] = []
-            for number, plan in zip(self._active, plans, strict=True):
-                kept, new = plan[place]
-                prompt = len(self._prompts[number][place].ids)
-                lengths.append(prompt + kept if new else session.lengths[len(lengths)])
-                fresh.append(new)
-            session.truncate(lengths)
-            pending.append((place, fresh, session.submit(fresh) if any(fresh) else None))
-        for place, fresh, work in pending:
-            if work is None:
-                continue
-            logits = self._sessions[place].collect(work)[:, -1]
-            moved = torch.tensor([bool(new) for new in fresh], device=logits.device)
-            self._logits[place] = torch.where(moved[:, None], logits, self._logits[place])
+    def mark(self) -> Any:
+        """Remember the whole state, to take back steps in which no row has finished."""
+        rows = [self.rows[number].mark() for number in self._active]
+        return list(self._active), rows, [list(read) for read in self._read], self._caches.mark()
+
+    def rollback(self, mark: Any) -> None:
+        """Return to a mark."""
+        active, rows, read, caches = mark
+        if active != self._active:
+            raise ConfigError(
+                f"rows {self._active} run now, rows {active} ran at the mark; a step in which "
+                "a row finished cannot be taken back"
+            )
+        for number, row in zip(active, rows, strict=True):
+            self.rows[number].rollback(row)
+        self._read = [list(r) for r in read]
+        self._caches.rollback(caches)
 
     # small helpers
-
-    def _row_generators(self) -> list[torch.Generator] | None:
-        if self._generators is None:
-            return None
-        return [self._generators[number] for number in self._active]
 
     def _main_ids(self, b: int) -> list[int]:
         row = self.rows[self._active[b]]

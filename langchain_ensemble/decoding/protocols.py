@@ -12,18 +12,20 @@ from langchain_ensemble.fusion.base import MemberKeys
 from langchain_ensemble.members.base import LoadedMember, Processor
 
 
-class Encoding(NamedTuple):
-    """Ids of a text and where their bytes end.
+class EncodingLike(Protocol):
+    """Ids of a text and where their bytes end."""
 
-    Attributes:
-        ids: Ids, none of them a control id.
-        ends: Byte offset in the text where each id's bytes end.
-        unknown: Characters that the vocabulary cannot spell; they became the unk id.
-    """
+    @property
+    def ids(self) -> list[int]:
+        """Ids, none of them a control id."""
 
-    ids: list[int]
-    ends: list[int]
-    unknown: int
+    @property
+    def ends(self) -> list[int]:
+        """Byte offset in the text where each id's bytes end."""
+
+    @property
+    def unknown(self) -> int:
+        """Characters that the vocabulary cannot spell; they became the unk id."""
 
 
 class VocabularyLike(Protocol):
@@ -42,16 +44,29 @@ class VocabularyLike(Protocol):
         """Ids that end a turn."""
 
     @property
+    def unk_id(self) -> int | None:
+        """The id of what cannot be spelled, if there is one."""
+
+    @property
     def dummy_prefix(self) -> bool:
         """Whether the tokenizer puts a space before a text."""
 
-    def encode(self, text: str) -> Encoding:
+    def encode(self, text: str) -> EncodingLike:
         """Canonical ids of an answer."""
 
     def extend(
         self, ids: Sequence[int], ends: Sequence[int], text: str, added: str
     ) -> tuple[int, list[int], list[int]]:
         """(kept, new ids, new ends): canonical ids of ``text + added`` given those of ``text``."""
+
+
+class PairTableLike(Protocol):
+    """What a voice reads for every union key, computed once."""
+
+    def append(
+        self, ids: Sequence[int], ends: Sequence[int], text: str, key: int
+    ) -> tuple[int, list[int], list[int]]:
+        """What ``extend`` gives when a key's text is appended."""
 
 
 class SortedKeysLike(Protocol):
@@ -78,6 +93,7 @@ class Voice:
         keys: Its keys in the union; None when the ensemble has one voice only.
         allowed: [8, V_i] bool: from each UTF-8 state, the ids that may come next; None as above.
         sorted_keys: Its keys in byte order, where its boundaries have to be weighed.
+        pairs: Its ids for every union key; None where it takes main's ids.
         verbatim: Whether it takes main's ids as they are (main itself, and equal tokenizers).
     """
 
@@ -86,6 +102,7 @@ class Voice:
     keys: MemberKeys | None
     allowed: Tensor | None
     sorted_keys: SortedKeysLike | None
+    pairs: PairTableLike | None
     verbatim: bool
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from langchain_ensemble.constraints.stop import StopScanner
 from langchain_ensemble.constraints.utf8 import START, complete_length, state_after
-from langchain_ensemble.decoding.protocols import VocabularyLike
+from langchain_ensemble.decoding.protocols import PairTableLike, VocabularyLike
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 
 
@@ -21,59 +21,74 @@ class Track:
 
     Attributes:
         vocabulary: The voice's vocabulary.
+        pairs: The voice's ids for every union key, if it has any.
         lead: 1 where the voice's tokenizer begins a text with a space that is no byte of it.
-        ids: Ids after the prompt.
-        ends: Where their bytes end, counted with the lead.
-        canonical: Whether ``ids`` are the canonical encoding of ``text``.
-        text: The complete text that ``ids`` spell, lead included.
-        unknown: Characters that reached the voice as its unk id.
+        text: The complete text that ``spelled`` spells, lead included.
+        spelled: The canonical ids of ``text``.
+        ends: Where their bytes end.
+        ids: What the voice reads after its prompt: ``spelled``, or main's ids taken as they are.
     """
 
     vocabulary: VocabularyLike
+    pairs: PairTableLike | None = None
     lead: int = 0
-    ids: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    canonical: bool = True
     text: str = ""
-    unknown: int = 0
+    spelled: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    ids: list[int] = field(init=False)
 
-    def append(self, token_id: int, num_bytes: int) -> tuple[int, list[int]]:
+    def __post_init__(self) -> None:
+        """Read what is spelled, until an id is taken as it is."""
+        self.ids = self.spelled
+
+    @property
+    def unspelled(self) -> int:
+        """How many of the canonical ids are the unk id."""
+        unk = self.vocabulary.unk_id
+        return 0 if unk is None else self.spelled.count(unk)
+
+    def append(self, token_id: int) -> tuple[int, list[int]]:
         """Take one id as it is. Returns (kept, new ids)."""
-        kept = len(self.ids)
+        if self.ids is self.spelled:
+            self.ids = list(self.spelled)
         self.ids.append(token_id)
-        self.ends.append((self.ends[-1] if self.ends else 0) + num_bytes)
-        self.canonical = False
-        return kept, [token_id]
+        return len(self.ids) - 1, [token_id]
 
-    def take(self, text: str) -> tuple[int, list[int]]:
+    def take(self, text: str, key: int | None = None) -> tuple[int, list[int]]:
         """Take a longer text in the voice's own canonical ids.
 
         Args:
             text: The whole answer so far, complete characters only, without the lead.
+            key: The union key that was appended, where its text is all that is new.
 
         Returns:
             How many ids stay, and the ids that follow them.
         """
         text = " " * self.lead + text
-        if self.canonical:
-            if text == self.text:
-                return len(self.ids), []
-            kept, new, ends = self.vocabulary.extend(
-                self.ids, self.ends, self.text, text[len(self.text) :]
-            )
+        before = (self.spelled, self.ends, self.text)
+        verbatim = self.ids is not self.spelled
+        if key is not None and self.pairs is not None:
+            kept, new, ends = self.pairs.append(*before, key)
+        elif len(text) > len(self.text):
+            kept, new, ends = self.vocabulary.extend(*before, text[len(self.text) :])
         else:
-            whole = self.vocabulary.encode(text)
-            self.unknown = whole.unknown
-            kept = 0
-            for old, fresh in zip(self.ids, whole.ids, strict=False):
-                if old != fresh:
-                    break
-                kept += 1
-            new, ends = whole.ids[kept:], whole.ends[kept:]
-        self.ids[kept:] = new
+            kept, new, ends = len(self.spelled), [], []
+        self.spelled[kept:] = new
         self.ends[kept:] = ends
-        self.text, self.canonical = text, True
-        return kept, list(new)
+        self.text = text
+        if not verbatim:
+            return kept, list(new)
+        kept = _common(self.ids, self.spelled)
+        self.ids = list(self.spelled)
+        return kept, self.ids[kept:]
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """Length of the common prefix."""
+    for number, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return number
+    return min(len(a), len(b))
 
 
 @dataclass
@@ -163,7 +178,10 @@ class Row:
 
     def mark(self) -> Any:
         """Remember the state."""
-        tracks = [(list(t.ids), list(t.ends), t.canonical, t.text, t.unknown) for t in self.tracks]
+        tracks = [
+            (t.text, list(t.spelled), list(t.ends), None if t.ids is t.spelled else list(t.ids))
+            for t in self.tracks
+        ]
         here = (self.utf8, self.given, self.scanned, self.finish)
         return bytes(self.answer), len(self.records), here, tracks
 
@@ -172,6 +190,6 @@ class Row:
         answer, steps, (self.utf8, self.given, self.scanned, self.finish), tracks = mark
         self.answer = bytearray(answer)
         del self.records[steps:]
-        for track, saved in zip(self.tracks, tracks, strict=True):
-            ids, ends, track.canonical, track.text, track.unknown = saved
-            track.ids, track.ends = list(ids), list(ends)
+        for track, (text, spelled, ends, ids) in zip(self.tracks, tracks, strict=True):
+            track.text, track.spelled, track.ends = text, list(spelled), list(ends)
+            track.ids = track.spelled if ids is None else list(ids)

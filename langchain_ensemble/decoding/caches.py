@@ -1,0 +1,150 @@
+"""Everything that a request keeps on devices: KV caches, last logits, open boundaries, generators.
+
+One transactional state beside the rows: what is advanced can be marked and rolled back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from langchain_ensemble.decoding.boundary import BoundaryTracker
+from langchain_ensemble.decoding.protocols import Voice
+from langchain_ensemble.decoding.state import Row
+from langchain_ensemble.fusion.base import MemberDistribution
+from langchain_ensemble.members.base import MemberPrompt, MemberSession
+
+Change = tuple[int, list[int]]
+"""How many ids of a row's answer stay in a voice's cache, and the ids to run after them."""
+
+
+class Caches:
+    """The device side of one request; rows are those that still run.
+
+    Attributes:
+        logits: [B, V_i] float32 after the last id of each row, one a voice.
+        generators: One a row, None when greedy.
+    """
+
+    def __init__(
+        self,
+        voices: Sequence[Voice],
+        generators: list[torch.Generator] | None,
+        weigh_boundaries: bool,
+    ) -> None:
+        """Start empty."""
+        self._voices = voices
+        self._weigh = weigh_boundaries
+        self._sessions: list[MemberSession] = []
+        self._trackers: list[BoundaryTracker | None] = []
+        self._prompt_lengths: list[list[int]] = []  # [row][voice]
+        self.logits: list[Tensor] = []
+        self.generators = generators
+
+    @property
+    def opened(self) -> bool:
+        """Whether the prompts were read."""
+        return bool(self._sessions)
+
+    def prefill(self, prompts: Sequence[Sequence[MemberPrompt]], n: int) -> None:
+        """Read each prompt once and repeat its row ``n`` times.
+
+        Args:
+            prompts: [prompt][voice].
+            n: Answers per prompt.
+        """
+        repeat = [i for i in range(len(prompts)) for _ in range(n)]
+        self._prompt_lengths = [[len(p.ids) for p in prompts[i]] for i in repeat]
+        for place, voice in enumerate(self._voices):
+            session = voice.member.session()
+            self._sessions.append(session)
+            logits = session.prefill([prompt[place] for prompt in prompts])
+            if n > 1:
+                session.select(repeat)
+                logits = logits[repeat]
+            self.logits.append(logits)
+            tracker = None
+            if self._weigh and voice.sorted_keys is not None:
+                tracker = BoundaryTracker(voice.sorted_keys, len(repeat))
+            self._trackers.append(tracker)
+
+    def boundaries(
+        self, rows: Sequence[Row], distributions: Sequence[MemberDistribution]
+    ) -> list[Tensor | None]:
+        """c_i [B] of every voice that could be asked what follows half a token; else None."""
+        here = [not row.fragment for row in rows]
+        return [
+            None
+            if tracker is None
+            else tracker.observe(distributions[place], [r.held_by(place) for r in rows], here)
+            for place, tracker in enumerate(self._trackers)
+        ]
+
+    def run(self, changes: Sequence[Sequence[Change]]) -> None:
+        """Roll back where a spelling changed and run the new ids, all voices side by side.
+
+        Args:
+            changes: [row][voice].
+        """
+        pending = []
+        for place, session in enumerate(self._sessions):
+            fresh = [change[place][1] for change in changes]
+            session.truncate(
+                [
+                    prompt[place] + change[place][0] if change[place][1] else length
+                    for prompt, change, length in zip(
+                        self._prompt_lengths, changes, session.lengths, strict=True
+                    )
+                ]
+            )
+            pending.append((place, fresh, session.submit(fresh) if any(fresh) else None))
+        for place, fresh, work in pending:
+            if work is None:
+                continue
+            logits = self._sessions[place].collect(work)[:, -1]
+            if not all(fresh):  # a row without new ids keeps its last logits
+                moved = torch.tensor([bool(new) for new in fresh], device=logits.device)
+                logits = torch.where(moved[:, None], logits, self.logits[place])
+            self.logits[place] = logits
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep some rows; finished rows occupy nothing."""
+        self._prompt_lengths = [self._prompt_lengths[r] for r in rows]
+        if self.generators is not None:
+            self.generators = [self.generators[r] for r in rows]
+        for place, session in enumerate(self._sessions):
+            session.select(rows)
+            self.logits[place] = self.logits[place][list(rows)]
+            tracker = self._trackers[place]
+            if tracker is not None:
+                tracker.select(list(rows))
+
+    def mark(self) -> Any:
+        """Remember the state."""
+        return (
+            [session.mark() for session in self._sessions],
+            list(self.logits),
+            [None if t is None else t.mark() for t in self._trackers],
+            None if self.generators is None else [g.get_state() for g in self.generators],
+        )
+
+    def rollback(self, mark: Any) -> None:
+        """Return to a mark (rows must be the same)."""
+        sessions, logits, trackers, generators = mark
+        self.logits = list(logits)
+        for session, saved in zip(self._sessions, sessions, strict=True):
+            session.rollback(saved)
+        for tracker, saved in zip(self._trackers, trackers, strict=True):
+            if tracker is not None:
+                tracker.rollback(saved)
+        for generator, saved in zip(self.generators or [], generators or [], strict=True):
+            generator.set_state(saved)
+
+    def close(self) -> None:
+        """Free the caches."""
+        for session in self._sessions:
+            session.close()
+        self._sessions, self._trackers, self.logits = [], [], []
