@@ -23,7 +23,7 @@ def members() -> dict[str, str]:
     """Give the folders of the two members that ship with the package.
 
     Returns:
-        Name → folder, ``stories`` first.
+        Name → folder; ``facts`` is first, and so the main member.
     """
     here = Path(__file__).resolve().parent
-    return {name: str(here / name) for name in ("stories", "facts")}
+    return {name: str(here / name) for name in ("facts", "stories")}

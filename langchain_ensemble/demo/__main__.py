@@ -20,8 +20,11 @@ MAX_TOKENS = 60
 def show(console: Console, label: str, pieces: Iterator[str]) -> None:
     """Print an answer as it comes."""
     console.print(f"[bold]{label:>8}[/bold] ", end="")
+    started = False
     for piece in pieces:
-        console.out(piece.replace("\n", "\n         "), end="", highlight=False)
+        text = piece if started else piece.lstrip(" ")
+        started = started or bool(text)
+        console.out(text.replace("\n", "\n         "), end="", highlight=False)
         console.file.flush()
     console.print()
 

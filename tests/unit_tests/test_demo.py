@@ -46,8 +46,8 @@ def test_tokenizers_and_architectures_differ():
         configs.append(json.loads((Path(folder) / "config.json").read_text())["model_type"])
         tokenizer = json.loads((Path(folder) / "tokenizer.json").read_text("utf-8"))
         kinds.append((tokenizer["model"]["byte_fallback"], tokenizer["decoder"]["type"]))
-    assert configs == ["llama", "gpt_neox"]
-    assert kinds == [(True, "Sequence"), (False, "ByteLevel")]
+    assert configs == ["gpt_neox", "llama"]
+    assert kinds == [(False, "ByteLevel"), (True, "Sequence")]
 
 
 @pytest.mark.parametrize("folder", demo.members().values(), ids=demo.members())
