@@ -15,6 +15,7 @@ import pytest
 from langchain_ensemble import EnsembleLLM
 from langchain_ensemble.decoding.engine import Decoding
 from langchain_ensemble.members import registry
+from langchain_ensemble.members.kv_cache import RaggedCache
 from langchain_ensemble.testing.llm import LLMContract
 
 PROMPT = "Once upon a time"
@@ -81,48 +82,58 @@ class TestStoppingFreesTheCaches:
         return seen
 
     def test_closed_stream(self, llm: EnsembleLLM, decodings: list[Decoding]) -> None:
+        before = caches_alive()
         stream = cast("Any", llm.stream(PROMPT))
         next(stream)
-        (decoding,) = decodings
-        assert decoding._loop._sessions
+        assert caches_alive() == before + 2  # one a member
         stream.close()
-        assert not decoding._loop._sessions
-        assert decoding.done
+        assert caches_alive() == before
+        assert decodings[0].done
 
     def test_dropped_stream(self, llm: EnsembleLLM, decodings: list[Decoding]) -> None:
+        before = caches_alive()
         for text in llm.stream(PROMPT):
             assert text
             break
-        gc.collect()
-        assert not decodings[0]._loop._sessions
+        assert caches_alive() == before
+        assert decodings[0].done
 
     async def test_cancelled_call(self, llm: EnsembleLLM, decodings: list[Decoding]) -> None:
+        before = caches_alive()
         task = asyncio.create_task(llm.ainvoke(PROMPT))
-        while not (decodings and decodings[0]._loop._sessions):
+        while not (decodings and decodings[0].usage()[0].steps):
             await asyncio.sleep(0.005)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await until_freed(decodings[0])
-        steps = len(decodings[0]._loop.rows[0].records)
+        await until_done(decodings[0])
+        steps = decodings[0].usage()[0].steps
         await asyncio.sleep(0.1)
-        assert len(decodings[0]._loop.rows[0].records) == steps < 120
+        assert decodings[0].usage()[0].steps == steps < 120
+        assert caches_alive() == before
 
     async def test_timed_out_stream(self, llm: EnsembleLLM, decodings: list[Decoding]) -> None:
         async def read() -> None:
             async for _ in llm.astream(PROMPT):
                 pass
 
+        before = caches_alive()
         llm.load()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(read(), timeout=0.15)
-        await until_freed(decodings[0])
+        await until_done(decodings[0])
+        assert caches_alive() == before
 
 
-async def until_freed(decoding: Decoding) -> None:
+def caches_alive() -> int:
+    gc.collect()
+    return sum(type(found) is RaggedCache for found in gc.get_objects())
+
+
+async def until_done(decoding: Decoding) -> None:
     deadline = time.monotonic() + 5
-    while decoding._loop._sessions:
-        assert time.monotonic() < deadline, "the caches were not freed"
+    while not decoding.done:
+        assert time.monotonic() < deadline, "the decoding goes on"
         await asyncio.sleep(0.01)
 
 

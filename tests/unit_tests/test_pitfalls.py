@@ -161,9 +161,9 @@ def test_p06_nothing_is_computed_after_the_reader_left(make: Make) -> None:
     finally:
         del engine.open  # type: ignore[method-assign]
     assert opened[0].done
-    steps = len(opened[0]._loop.rows[0].records)
+    steps = opened[0].usage()[0].steps
     time.sleep(0.1)
-    assert len(opened[0]._loop.rows[0].records) == steps < 10
+    assert opened[0].usage()[0].steps == steps < 10
 
 
 def test_p09_cache_never_gives_another_models_answer(make: Make, members: dict[str, str]) -> None:
