@@ -16,7 +16,7 @@ from langchain_ensemble import EnsembleLLM
 from langchain_ensemble.decoding.engine import Decoding
 from langchain_ensemble.members import registry
 from langchain_ensemble.members.kv_cache import RaggedCache
-from langchain_ensemble.testing.llm import LLMContract
+from langchain_ensemble.testing import LLMContract
 
 PROMPT = "Once upon a time"
 

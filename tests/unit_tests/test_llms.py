@@ -28,7 +28,7 @@ from langchain_ensemble.decoding.records import Finish, TokenRecord, Usage
 from langchain_ensemble.errors import ConfigError, DeadlineError, EnsembleWarning
 from langchain_ensemble.llms import EnsembleLLM
 from langchain_ensemble.params import Member, RequestParams
-from langchain_ensemble.testing.llm import LLMContract
+from langchain_ensemble.testing import LLMContract
 from langchain_ensemble.testing.llm_tools import Recorder, reload
 from tests.scripted_engine import ScriptedEnsemble, default_script
 
