@@ -5,8 +5,8 @@ the *key* (what it was built from: content hashes, settings, format version) and
 bytes. So no name ever stands for two contents, nothing is replaced in place, and a reader that has
 a file open keeps what it opened.
 
-How it stays right: a file is written under a temporary name, flushed to the disk and renamed; a
-kill at any moment leaves at most a temporary file, which the next builder of that key removes. A
+How it stays right: a file is written in a folder of its own, flushed to the disk and renamed; a
+kill at any moment leaves at most that folder, which the next builder of that key removes. A
 lock per key makes two processes that build at once build once. Before an entry is first used by a
 process, its header, size, checksum, key and format version are checked; one that fails is removed,
 with a warning, and built anew. A folder that cannot be written is no error: what is there is used,
@@ -22,13 +22,14 @@ import json
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -140,26 +141,38 @@ class Store:
         return [(entry, _wrong(entry.path, None)) for entry in self.list()]
 
     def clear(self) -> int:
-        """Remove every entry and every left-over; lock files stay.
+        """Remove every entry and every left-over; lock files stay, and what is being built.
 
         Returns:
             Bytes freed.
 
         Raises:
-            CacheError: A file cannot be removed.
+            CacheError: Something cannot be removed.
         """
         freed = 0
         for path in [*self._files(), *self._leftovers("")]:
             try:
-                size = path.stat().st_size
-                path.unlink()
+                freed += self._remove(path)
             except FileNotFoundError:
-                continue
+                continue  # by another process
             except OSError as error:
                 raise CacheError(f"{path} cannot be removed: {error.strerror}") from error
-            freed += size
         self._good.clear()
         return freed
+
+    def _remove(self, path: Path) -> int:
+        """Remove an entry, or a left-over that nobody is working in; the bytes freed."""
+        if path.suffix == _SUFFIX:
+            size = path.stat().st_size
+            path.unlink()
+            return size
+        try:
+            with FileLock(self.folder / "locks" / f"{path.name.partition('-')[0]}.lock", timeout=0):
+                size = sum(file.stat().st_size for file in path.iterdir())
+                shutil.rmtree(path)
+                return size
+        except Timeout:
+            return 0
 
     def _files(self) -> Sequence[Path]:
         if not self.folder.exists():
@@ -226,22 +239,21 @@ class Store:
 
     def _write(self, name: str, text: str, tensors: dict[str, Tensor]) -> Path:
         """Write beside, flush, rename. The caller holds the key's lock."""
-        temporary = self.folder / f"{name}-{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY}"
+        workplace = self.folder / f"{name}-{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY}"
         try:
             for old in self._leftovers(f"{name}-"):
-                old.unlink(missing_ok=True)  # of a builder that was killed: we hold its lock
-            save_file(tensors, temporary, metadata={"format": str(FORMAT), "key": text})
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            path = self.folder / f"{name}-{_checksum(temporary)}{_SUFFIX}"
-            os.replace(temporary, path)
-            _flush_folder(self.folder)
+                shutil.rmtree(old)  # of a builder that was killed: we hold its lock
+            workplace.mkdir()  # a folder, since writing a file may itself leave temporary ones
+            file = workplace / "entry"
+            save_file(tensors, file, metadata={"format": str(FORMAT), "key": text})
+            _flush(file)
+            path = self.folder / f"{name}-{_checksum(file)}{_SUFFIX}"
+            os.replace(file, path)
+            _flush(self.folder)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
             raise _Unwritable(str(error)) from error
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        finally:
+            shutil.rmtree(workplace, ignore_errors=True)
         return path
 
 
@@ -316,11 +328,11 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make the rename itself durable, where folders can be flushed (not on Windows)."""
-    if os.name == "nt":
+def _flush(path: Path) -> None:
+    """Make a file's content, or a folder's renames, durable (folders: not on Windows)."""
+    if os.name == "nt" and path.is_dir():
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
