@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from langchain_ensemble.errors import MemberError
 from langchain_ensemble.members.files import read_header
@@ -169,14 +170,16 @@ def refusal(member: Member, source: Source, error: Exception) -> str:
     """Why a config or model class cannot be had."""
     path = source.path / "config.json"
     raw = _json(path)
-    if "auto_map" in raw and not member.trust_remote_code:
+    foreign = "auto_map" in raw and raw.get("model_type") not in CONFIG_MAPPING_NAMES
+    if foreign and not member.trust_remote_code:
         return (
             f"member {title(member)}: {member.model!r} is run by code of its own repository; read "
             "that code, and if you trust it set trust_remote_code=True"
         )
+    how = f" with quantization={member.quantization!r}" if member.quantization else ""
     return (
         f"member {title(member)}: {member.model!r} (model_type {raw.get('model_type')!r}) cannot "
-        f"be loaded by this transformers: {first_line(error)}"
+        f"be loaded by this transformers{how}: {first_line(error)}"
     )
 
 

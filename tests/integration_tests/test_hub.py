@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from langchain_ensemble.errors import MemberError
+from langchain_ensemble.errors import MemberError, MemoryLimitError
+from langchain_ensemble.members import memory
 from langchain_ensemble.members.huggingface import HFMember
+from langchain_ensemble.members.inspection import inspect_member
 from langchain_ensemble.members.loading import load_member
 from langchain_ensemble.params import Member
 from tests.hub_server import Hub, Repo, serve
@@ -150,6 +154,39 @@ def test_pickled_weights_and_foreign_code_are_refused_before_weights_are_fetched
     with pytest.raises(MemberError, match="set trust_remote_code=True"):
         load_member(Member("org/coded"))
     assert hub.gets("pytorch_model.bin") == hub.gets("model.safetensors") == 0
+
+
+def test_inspection_reads_headers_only(hub: Hub, pico: Callable[..., Path]) -> None:
+    there = inspect_member(Member("org/llama"))
+    here = inspect_member(Member(str(pico("llama"))))
+    assert there.commit == hub.repos["org/llama"].commit("main")
+    assert there.parameters == here.parameters
+    assert there.memory == here.memory
+    assert there.safetensors
+    assert hub.gets("model.safetensors") == 1  # the header, by range
+
+
+def test_what_does_not_fit_is_not_downloaded(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    with pytest.raises(MemoryLimitError, match=r"'llama': its weights need 0.2 MiB"):
+        load_member(Member("org/llama"))
+    assert hub.gets("model.safetensors") == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_from_the_hub(hub: Hub, pico: Callable[..., Path], tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(pico("llama"))
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    get_peft_model(base, config).save_pretrained(tmp_path / "lora")
+    hub.repos["org/lora"] = Repo({"main": tmp_path / "lora"})
+    with_lora = load_member(Member("org/llama", adapter="org/lora"))
+    from_folder = load_member(Member("org/llama", adapter=str(tmp_path / "lora")))
+    assert with_lora.weights_hash == from_folder.weights_hash
+    torch.testing.assert_close(head(with_lora), head(from_folder))
+    with pytest.raises(MemberError, match="'org/none' is no folder here and not on the Hub"):
+        load_member(Member("org/llama", adapter="org/none"))
 
 
 READ_ONLY = """
