@@ -12,6 +12,7 @@ from langchain_ensemble.cli.console import BAD, GOOD, say_json, stderr, stdout
 from langchain_ensemble.cli.fitting import fusions, pairs, union
 from langchain_ensemble.cli.inspection import KV_TOKENS, Inspected, inspect
 from langchain_ensemble.errors import EnsembleError
+from langchain_ensemble.fusion import get_fusion
 from langchain_ensemble.llms import EnsembleLLM
 from langchain_ensemble.members.devices import resolve_device, resolve_dtype
 from langchain_ensemble.members.memory import HEADROOM, free_memory
@@ -46,7 +47,11 @@ def report_of(params: EnsembleParams, on_progress: Any = lambda _: None) -> dict
 
     Returns:
         The report, as JSON.
+
+    Raises:
+        ConfigError: The fusion does not have these settings.
     """
+    get_fusion(params.fusion)  # refuses wrong settings before anything is fetched
     problems: list[dict[str, Any]] = []
     members: list[Inspected] = []
     for settings in params.ordered:

@@ -128,7 +128,7 @@ def _fusions(fusions: Mapping[str, Any], chosen: str) -> Table:
 
 def _needs(name: str, told: Mapping[str, Any]) -> str:
     if name == "average":
-        foreign = [f"{n:,} of {who!r} fall on shorter ones" for who, n in told["foreign"].items()]
+        foreign = [f"{n:,} of {who!r} are not among them" for who, n in told["foreign"].items()]
         return "; ".join([f"{told['tokens']:,} tokens of main", *foreign])
     if name == "gac":
         return f"a union of {told['union']:,} tokens"

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from langchain_ensemble.cli.probes import Clock, Ending, Probe, ids_of
+from langchain_ensemble.decoding.protocols import VocabularyLike
 from langchain_ensemble.members.base import LoadedMember, MemberPrompt
 from langchain_ensemble.members.huggingface import HFMember
 from langchain_ensemble.params import EnsembleParams
@@ -199,20 +200,24 @@ def bytes_are_equal(probe: Probe) -> str:
     for row in probe.rows(PROMPTS, TOKENS):
         answer = bytes(row.answer[: row.complete])
         for name, track in zip(_main_first(probe.params), row.tracks, strict=True):
-            text = " " * track.lead + answer.decode("utf-8")
-            held = b"".join(track.vocabulary.token_bytes[i] or b"" for i in track.ids)
-            want = text.encode()
-            if track.unknown:  # what it cannot spell is its unk id
-                strange += track.unknown
-                good = track.ids == track.vocabulary.encode(text).ids
-            else:  # main may hold the beginning of a character that was never completed
-                unfinished = row.complete < len(row.answer)
-                good = held == want or (unfinished and held.startswith(want))
+            vocabulary, text = track.vocabulary, " " * track.lead + answer.decode("utf-8")
+            canonical, want = vocabulary.encode(text), text.encode()
+            if canonical.unknown:  # of a character without a spelling it holds its unk id
+                strange, want = strange + canonical.unknown, _bytes(vocabulary, canonical.ids)
+            held = _bytes(vocabulary, track.ids)
+            unfinished = row.complete < len(row.answer)  # main may hold half a character
+            good = held == want or (unfinished and held.startswith(want))
             if not good:
                 raise Failed(f"member {name!r} holds {held!r}, the answer is {answer!r}")
         count += len(answer)
     note = f"; {strange} characters that a member cannot spell" if strange else ""
     return f"{count} bytes, {len(probe.names)} members{note}"
+
+
+def _bytes(vocabulary: VocabularyLike, ids: Sequence[int]) -> bytes:
+    """The bytes of ids that are text."""
+    table, roles = vocabulary.token_bytes, vocabulary.token_roles
+    return b"".join(table[i] or b"" for i in ids if roles[i] is None)
 
 
 def end_is_honoured(params: EnsembleParams, ends: Sequence[Sequence[int]]) -> str:
