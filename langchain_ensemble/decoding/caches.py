@@ -5,7 +5,9 @@ One transactional state beside the rows: what is advanced can be marked and roll
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +21,25 @@ from langchain_ensemble.members.base import MemberPrompt, MemberSession
 
 Change = tuple[int, list[int]]
 """How many ids of a row's answer stay in a voice's cache, and the ids to run after them."""
+
+
+@dataclass(eq=False)
+class Mark:
+    """A remembered state of the device side.
+
+    Attributes:
+        lengths: [voice][row] cached ids at the mark.
+        floors: [voice][row] shortest length since; what lies above was overwritten.
+        logits: Last logits of each voice.
+        trackers: Open boundaries of each voice.
+        generators: State of each row's generator.
+    """
+
+    lengths: list[list[int]]
+    floors: list[list[int]]
+    logits: list[Tensor]
+    trackers: list[Any]
+    generators: list[Tensor]
 
 
 class Caches:
@@ -41,6 +62,7 @@ class Caches:
         self._sessions: list[MemberSession] = []
         self._trackers: list[BoundaryTracker | None] = []
         self._prompt_lengths: list[list[int]] = []  # [row][voice]
+        self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
         self.logits: list[Tensor] = []
         self.generators = generators
 
@@ -92,14 +114,17 @@ class Caches:
         pending = []
         for place, session in enumerate(self._sessions):
             fresh = [change[place][1] for change in changes]
-            session.truncate(
-                [
-                    prompt[place] + change[place][0] if change[place][1] else length
-                    for prompt, change, length in zip(
-                        self._prompt_lengths, changes, session.lengths, strict=True
-                    )
+            kept = [
+                prompt[place] + change[place][0] if change[place][1] else length
+                for prompt, change, length in zip(
+                    self._prompt_lengths, changes, session.lengths, strict=True
+                )
+            ]
+            session.truncate(kept)
+            for mark in self._marks:
+                mark.floors[place] = [
+                    min(f, k) for f, k in zip(mark.floors[place], kept, strict=True)
                 ]
-            )
             pending.append((place, fresh, session.submit(fresh) if any(fresh) else None))
         for place, fresh, work in pending:
             if work is None:
@@ -111,7 +136,8 @@ class Caches:
             self.logits[place] = logits
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep some rows; finished rows occupy nothing."""
+        """Keep some rows; finished rows occupy nothing. Marks of the old rows are void."""
+        self._marks.clear()
         self._prompt_lengths = [self._prompt_lengths[r] for r in rows]
         if self.generators is not None:
             self.generators = [self.generators[r] for r in rows]
@@ -122,26 +148,44 @@ class Caches:
             if tracker is not None:
                 tracker.select(list(rows))
 
-    def mark(self) -> Any:
-        """Remember the state."""
-        return (
-            [session.mark() for session in self._sessions],
-            list(self.logits),
-            [None if t is None else t.mark() for t in self._trackers],
-            None if self.generators is None else [g.get_state() for g in self.generators],
+    def mark(self) -> Mark:
+        """Remember the state; the mark lives as long as the caller holds it."""
+        lengths = [list(session.lengths) for session in self._sessions]
+        mark = Mark(
+            lengths=lengths,
+            floors=[list(row) for row in lengths],
+            logits=list(self.logits),
+            trackers=[None if t is None else t.mark() for t in self._trackers],
+            generators=[g.get_state() for g in self.generators or ()],
         )
+        self._marks.add(mark)
+        return mark
 
-    def rollback(self, mark: Any) -> None:
-        """Return to a mark (rows must be the same)."""
-        sessions, logits, trackers, generators = mark
-        self.logits = list(logits)
-        for session, saved in zip(self._sessions, sessions, strict=True):
-            session.rollback(saved)
-        for tracker, saved in zip(self._trackers, trackers, strict=True):
+    def rollback(self, mark: Mark, ids: Sequence[Sequence[Sequence[int]]]) -> None:
+        """Return to a mark (rows must be the same).
+
+        Args:
+            mark: The mark.
+            ids: [row][voice] ids of the answer at the mark; what was overwritten is run again.
+        """
+        self.logits = list(mark.logits)
+        for place, session in enumerate(self._sessions):
+            floors, lengths = mark.floors[place], mark.lengths[place]
+            session.truncate(floors)
+            lost = [
+                list(row[place][floor - prompt[place] : length - prompt[place]])
+                for row, prompt, floor, length in zip(
+                    ids, self._prompt_lengths, floors, lengths, strict=True
+                )
+            ]
+            if any(lost):
+                session.step(lost)
+            mark.floors[place] = list(lengths)
+        for tracker, saved in zip(self._trackers, mark.trackers, strict=True):
             if tracker is not None:
                 tracker.rollback(saved)
-        for generator, saved in zip(self.generators or [], generators or [], strict=True):
-            generator.set_state(saved)
+        for generator, state in zip(self.generators or (), mark.generators, strict=True):
+            generator.set_state(state)
 
     def close(self) -> None:
         """Free the caches."""

@@ -252,6 +252,7 @@ class Loop:
         rows = [self.rows[number].mark() for number in self._active]
         return list(self._active), rows, [list(read) for read in self._read], self._caches.mark()
 
+    @torch.inference_mode()
     def rollback(self, mark: Any) -> None:
         """Return to a mark."""
         active, rows, read, caches = mark
@@ -263,7 +264,8 @@ class Loop:
         for number, row in zip(active, rows, strict=True):
             self.rows[number].rollback(row)
         self._read = [list(r) for r in read]
-        self._caches.rollback(caches)
+        ids = [[track.ids for track in self.rows[number].tracks] for number in active]
+        self._caches.rollback(caches, ids)
 
     # small helpers
 
