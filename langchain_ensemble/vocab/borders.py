@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from enum import IntEnum
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +37,14 @@ Cuts = frozenset[int]
 Split = Callable[[str], Cuts]
 
 
+class Border(IntEnum):
+    """What lies between two characters."""
+
+    NONE = 0
+    LOOSE = 1  # only unknown characters on both sides may become one id
+    HARD = 2
+
+
 class Borders:
     """Answers, for two neighbouring characters, whether a border lies between them."""
 
@@ -45,7 +54,7 @@ class Borders:
         tokens: Sequence[bytes],
         merges_only: bool,
         fixed: Sequence[str],
-        inseparable: Callable[[str], bool],
+        fuses: Callable[[str, str], bool],
     ) -> None:
         """Prepare.
 
@@ -56,7 +65,8 @@ class Borders:
             merges_only: Whether what no token holds can never become one token; only then may the
                 tokens make borders (not where whole words are looked up first).
             fixed: Texts that are matched as they stand before or while splitting.
-            inseparable: Whether a character sticks to the one before it.
+            fuses: Whether two characters without a spelling become one unknown id; the place
+                between them is then a loose border at best.
         """
         splits = split is not None and len(split(_PROBES[1])) > 0
         whole = all(_is_text(token) for token in tokens if len(token) > 1)
@@ -68,14 +78,14 @@ class Borders:
         elif merges_only and not splits:
             self._inside = {token[at : at + 2] for token in tokens for at in range(len(token) - 1)}
         self._inside_fixed = _pairs(fixed)
-        self._inseparable = inseparable
-        self._known: dict[str, bool] = {}
+        self._fuses = fuses
+        self._known: dict[str, Border] = {}
         self._classes: dict[tuple[Cuts, ...], int] = {}
         self._class_of: dict[str, int] = {}
         self._verdicts: dict[tuple[int, int], tuple[bool, bool]] = {}
 
-    def between(self, a: str, b: str) -> bool:
-        """Whether a border lies between two characters.
+    def between(self, a: str, b: str) -> Border:
+        """Which border lies between two characters.
 
         Args:
             a: The character before.
@@ -88,19 +98,20 @@ class Borders:
             known = self._known[a + b] = self._decide(a, b)
         return known
 
-    def last(self, text: str) -> int:
+    def last(self, text: str, least: Border) -> int:
         """Position of the last border inside a text, 0 where there is none.
 
         Args:
             text: Any text.
+            least: Which borders count.
         """
         for at in range(len(text) - 1, 0, -1):
-            if self.between(text[at - 1], text[at]):
+            if self.between(text[at - 1], text[at]) >= least:
                 return at
         return 0
 
     def pieces(self, text: str) -> list[str]:
-        """The text, cut at all its borders.
+        """The text, cut at all its hard borders.
 
         Args:
             text: Any text.
@@ -108,21 +119,25 @@ class Borders:
         known, found, start = self._known, [], 0
         for at, (a, b) in enumerate(pairwise(text), 1):
             border = known.get(a + b)
-            if self.between(a, b) if border is None else border:
+            if (self.between(a, b) if border is None else border) is Border.HARD:
                 found.append(text[start:at])
                 start = at
         if start < len(text):
             found.append(text[start:])
         return found
 
-    def _decide(self, a: str, b: str) -> bool:
-        if a + b in self._inside_fixed or self._inseparable(b):
-            return False
+    def _decide(self, a: str, b: str) -> Border:
+        if a + b in self._inside_fixed:
+            return Border.NONE
         together = self._inside is None or self._edge(a, b) in self._inside
         if self._split is None:
-            return not together
-        splits, indifferent = self._verdict(self._split, a, b)
-        return splits or (indifferent and not together)
+            cut = not together
+        else:
+            splits, indifferent = self._verdict(self._split, a, b)
+            cut = splits or (indifferent and not together)
+        if not cut:
+            return Border.NONE
+        return Border.LOOSE if self._fuses(a, b) else Border.HARD
 
     def _edge(self, a: str, b: str) -> Any:
         """What a token that reaches over the place must hold."""

@@ -244,6 +244,9 @@ class Encoder:
                 while end < len(data) and data[end] & 0xC0 == 0x80:
                     end += 1
                 found = self.unk_id
+                if self.fuses_unknown and ids and ids[-1] == found:
+                    ids.pop()
+                    ends.pop()
             if found is not None:
                 ids.append(found)
                 ends.append(end)

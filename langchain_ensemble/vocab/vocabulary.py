@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from langchain_ensemble.errors import ConfigError, VocabularyError
 from langchain_ensemble.vocab.backend import Backend, read_backend
-from langchain_ensemble.vocab.borders import Borders, literals
+from langchain_ensemble.vocab.borders import Border, Borders, literals
 from langchain_ensemble.vocab.encoder import Encoder, Spelling
 from langchain_ensemble.vocab.roles import Role, roles_of_ids
 from langchain_ensemble.vocab.token_bytes import byte_pieces, bytes_of_ids
@@ -175,14 +175,15 @@ class Vocabulary:
         if not added:
             return len(ids), [], []
         check_text(added)
-        start = len(text)
-        if text and not self.border(text[-1], added[0]):
-            start = self._borders.last(text) if self._borders is not None else 0
-        tail = text[start:]
+        for least in (Border.LOOSE, Border.HARD):
+            start = self._restart(text, added, least)
+            new = self.encode(text[start:] + added)
+            hard = start in (0, len(text)) or self.border(text[start - 1], text[start])
+            if hard or new.ids[:1] == [self.unk_id]:
+                break
         size = ends[-1] if ends else len(text.encode())
-        base = size - len(tail.encode())
+        base = size - len(text[start:].encode())
         kept = bisect_right(ends, base) if start else 0
-        new = self.encode(tail + added)
         return kept, new.ids, [base + end for end in new.ends]
 
     def decode(self, ids: Sequence[int]) -> bytes:
@@ -200,7 +201,15 @@ class Vocabulary:
             a: The character before.
             b: The character after.
         """
-        return self._borders is not None and self._borders.between(a, b)
+        return self._borders is not None and self._borders.between(a, b) is Border.HARD
+
+    def _restart(self, text: str, added: str, least: Border) -> int:
+        """From where on a text that grows has to be encoded again."""
+        if self._borders is None or not text:
+            return 0
+        if self._borders.between(text[-1], added[0]) is Border.HARD:
+            return len(text)
+        return self._borders.last(text, least)
 
     def _find_unk(self, backend: Backend, tokenizer: PreTrainedTokenizerBase) -> int | None:
         piece = backend.unk_piece
@@ -219,17 +228,19 @@ class Vocabulary:
     def _find_borders(self, backend: Backend) -> Borders | None:
         """Borders, if a text of all kinds has the same ids with and without them."""
         encoder = self._encoder
-        sticky = not encoder.complete and (encoder.fuses_unknown or self.unk_id is None)
 
-        def inseparable(character: str) -> bool:
-            return sticky and character.encode() not in self.key_of
+        def fuses(a: str, b: str) -> bool:
+            if encoder.complete or b.encode() in self.key_of:
+                return False  # the usual case
+            left_out = self.unk_id is None  # its bytes go with the id before
+            return left_out or (encoder.fuses_unknown and a.encode() not in self.key_of)
 
         borders = Borders(
             encoder.split if encoder.splits else None,
             [key for key in self.token_bytes if key],
             not backend.flags.get("ignore_merges"),
             [*encoder.added_texts(), *literals(backend.pre_tokenizer)],
-            inseparable,
+            fuses,
         )
         keys = encoder.key_of
         text = "".join(c for c in _SELF_CHECK if encoder.complete or c.encode() in keys)
