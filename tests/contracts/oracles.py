@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from langchain_ensemble.testing.fusion import Case
+from langchain_ensemble.testing.cases import Case
 
 Spoken = tuple[dict[bytes, float], float]
 """One member's probabilities in one row: of each key, and of END."""

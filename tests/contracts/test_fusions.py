@@ -21,7 +21,7 @@ from langchain_ensemble.fusion.base import (
     Needs,
 )
 from langchain_ensemble.testing import FusionContract
-from langchain_ensemble.testing.fusion import Case, columns, random_case
+from langchain_ensemble.testing.cases import Case, columns, random_case
 from tests.contracts import oracles
 
 

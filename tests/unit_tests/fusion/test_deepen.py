@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.errors import ConfigError, VocabularyError
-from langchain_ensemble.fusion import Deepen, deepen
+from langchain_ensemble.fusion import Deepen, deepen, deepen_fuser, tables
 from langchain_ensemble.fusion.base import FusionContext, member_distribution
 from langchain_ensemble.fusion.deepen import select_anchors
 from langchain_ensemble.fusion.relative import (
@@ -20,7 +20,7 @@ from langchain_ensemble.fusion.relative import (
     relative_representation,
 )
 from langchain_ensemble.testing import toy_alignment
-from langchain_ensemble.testing.fusion import Case, columns, random_case
+from langchain_ensemble.testing.cases import Case, columns, random_case
 
 
 def _wide_case(sharp: float, rows: int = 24, seed: int = 0) -> Case:
@@ -151,7 +151,7 @@ def test_tables_are_remembered_by_content() -> None:
     assert len(kept) == 6
     Deepen(anchors=4, dense=False).prepare(context)
     assert len(kept) == 8
-    assert all(key["format"] == deepen.FORMAT for key in seen)
+    assert all(key["format"] == tables.FORMAT for key in seen)
 
 
 def test_progress_is_reported() -> None:
@@ -170,7 +170,7 @@ def test_automatic_size_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Deepen(anchors=4).prepare(context)
     assert not kept.dense
     assert all(isinstance(rows, StoredRows) for rows in kept._rows)
-    monkeypatch.setattr(deepen, "TABLE_BYTES", 10)
+    monkeypatch.setattr(tables, "TABLE_BYTES", 10)
     made = Deepen(anchors=4).prepare(context)
     assert all(isinstance(rows, ComputedRows) for rows in made._rows)
 
@@ -178,7 +178,7 @@ def test_automatic_size_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chunks_do_not_change_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     case = _wide_case(sharp=4.0, rows=7)
     whole = _fused(Deepen(dense=False), case)
-    monkeypatch.setattr(deepen, "CHUNK_CELLS", 1)
+    monkeypatch.setattr(deepen_fuser, "CHUNK_CELLS", 1)
     torch.testing.assert_close(_fused(Deepen(dense=False), case), whole, atol=1e-6, rtol=0)
 
 
@@ -237,7 +237,7 @@ def test_agreeing_members_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> N
     def never(*_: Any) -> Tensor:
         raise AssertionError("searched")
 
-    monkeypatch.setattr(deepen, "search", never)
+    monkeypatch.setattr(deepen_fuser, "search", never)
     case = random_case(0, members=3, equal=True)
     got = _fused(Deepen(anchors=4, dense=True), case)
     main = case.distributions[0].logprobs.exp()
