@@ -307,3 +307,12 @@ def test_real_models_load_and_write(shared: Path) -> None:
     assert member.tokenizer.decode(ids).startswith(", there was a little girl")
     assert issubclass(type(member.tokenizer), LlamaTokenizer) or member.tokenizer.is_fast
     member.close()
+
+
+def test_no_bars_are_drawn_where_there_is_no_terminal(
+    llama: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    load_member(Member(str(llama))).close()
+    assert "it/s" not in capfd.readouterr().err
+    AutoModelForCausalLM.from_pretrained(llama)  # the caller's own bars are as they were
+    assert "it/s" in capfd.readouterr().err

@@ -273,3 +273,12 @@ def test_out_of_memory_leaves_the_session_usable() -> None:
         walk.session.step([[5, 6, 7], [8]])
     handle.remove()
     walk.step([[9], [8, 5]], None)
+
+
+def test_longrope_rows_cross_the_length_at_which_all_positions_turn() -> None:
+    rng = random.Random(3)
+    walk = Walk(member("phi3-longrope"), [some_ids(rng, 14), some_ids(rng, 20)])
+    walk.step([some_ids(rng, 2), some_ids(rng, 1)], None)
+    walk.step([some_ids(rng, 1), []], None)  # 16 -> 17: all keys change
+    walk.truncate([15, 12])
+    walk.step([some_ids(rng, 1), some_ids(rng, 6)], None)
