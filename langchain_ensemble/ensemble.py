@@ -9,7 +9,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -73,6 +73,7 @@ class Ensemble:
         self._engine = Engine()
         self._lock = threading.RLock()
         self._built: _Built | None = None
+        self._scorer: tuple[tuple[str, str, tuple[int, ...]], Scorer] | None = None
         self._main_vocabulary: Vocabulary | None = None
 
     @property
@@ -115,7 +116,7 @@ class Ensemble:
             if self._built is not None:
                 for member in self._built.members:
                     member.close()
-                self._built = None
+                self._built = self._scorer = None
 
     def __enter__(self) -> Self:
         """Load, to be unloaded at the end of the block."""
@@ -178,7 +179,7 @@ class Ensemble:
         return Voice(
             member=member,
             vocabulary=vocabulary,
-            keys=_to(keys, member.device),
+            keys=keys.to(member.device),
             allowed=allowed,
             sorted_keys=SortedKeys(vocabulary) if weigh else None,
             pairs=None if verbatim else pair_table(aligned, vocabulary),
@@ -272,27 +273,28 @@ class Ensemble:
             ConfigError: Unknown member, wrong weights, or a text that main cannot spell.
         """
         built = self._ready()
+        places, shares = self._voices_with_weight(weights)
         if member is not None:
             names = [m.name for m in built.members]
             if member not in names:
                 raise ConfigError(unknown_name("member", member, names))
-            found: tuple[tuple[int, ...], tuple[float, ...]] = (names.index(member),), (1.0,)
-        else:
-            found = self._voices_with_weight(weights)
-        places, shares = found
+            places, shares = (names.index(member),), (1.0,)
+        key = (text, prompt, places)
+        with self._engine.lock:
+            last, self._scorer = self._scorer, None
+            scorer = last[1] if last and last[0] == key else self._new_scorer(built, *key)
+            fuser = None if len(places) == 1 else built.fuser
+            weigh = self.params.open_boundaries == "discount"
+            score = scorer.run(shares, fuser, places, len(built.members), weigh)
+            if scorer.kept:
+                self._scorer = (key, scorer)
+            return score
+
+    def _new_scorer(self, built: _Built, text: str, prompt: str, places: Sequence[int]) -> Scorer:
         voices = [built.voices[p] for p in places]
         if len(voices) == 1:  # alone it is main, and its own ids are walked
             voices = [replace(voices[0], verbatim=True)]
-        prompts = [voice.member.prompt(prompt) for voice in voices]
-        with self._engine.lock:
-            scorer = Scorer(voices, prompts, text)
-            return scorer.run(
-                shares,
-                None if len(voices) == 1 else built.fuser,
-                places,
-                len(built.members),
-                self.params.open_boundaries == "discount",
-            )
+        return Scorer(voices, [voice.member.prompt(prompt) for voice in voices], text)
 
     def _voices_with_weight(self, weights: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Places (main first) of the members that have a voice, and their weights."""
@@ -340,13 +342,6 @@ def _sampling(request: RequestParams) -> Sampling:
     made = penalty(request.repetition_penalty)
     kept = filters(request.temperature, request.top_k, request.top_p, request.min_p)
     return Sampling(made[0] if made else None, tuple(kept))
-
-
-def _to(keys: MemberKeys, device: torch.device) -> MemberKeys:
-    """The keys with their tensors on a member's device."""
-    given: dict[str, Any] = {f.name: getattr(keys, f.name) for f in fields(keys) if f.init}
-    moved: dict[str, Any] = {k: v.to(device) for k, v in given.items() if torch.is_tensor(v)}
-    return replace(keys, **moved)
 
 
 def _warn(message: str) -> None:

@@ -7,8 +7,8 @@ position but is not scored after the text.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,21 @@ from langchain_ensemble.fusion.base import Fuser, MemberDistribution
 from langchain_ensemble.members.base import MemberPrompt
 
 ROWS_AT_ONCE = 64
+
+KEEP_BYTES = 2**28
+"""Distributions up to this size are kept, so that other weights cost no forward."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What the voices say at some of main's ids; ``logits`` where there is one voice."""
+
+    at: int
+    end: int
+    logits: Tensor | None
+    distributions: list[MemberDistribution]
+    silent: list[list[bool]]
+    boundary: list[Tensor | None]
 
 
 class Scorer:
@@ -70,11 +85,17 @@ class Scorer:
             stands(voice, prompt, text, self._ids, positions)
             for voice, prompt in zip(voices, prompts, strict=True)
         ]
+        self._kept: list[_Chunk] | None = None
         self._stands = [plan for _, plan in plans]
         self._readers = [
             Reader(voice, prompt, ids)
             for voice, prompt, (ids, _) in zip(voices, prompts, plans, strict=True)
         ]
+
+    @property
+    def kept(self) -> bool:
+        """Whether what the voices say is in memory, so that another run costs no forward."""
+        return self._kept is not None
 
     @torch.inference_mode()
     def run(
@@ -97,68 +118,55 @@ class Scorer:
         Returns:
             The score.
         """
+        total, greedy = 0.0, True
+        for chunk in self._chunks(weigh_boundaries):
+            if fuser is None:
+                got, best = self._raw(chunk)
+            else:
+                rows = row_weights(weights, chunk.distributions, chunk.silent, chunk.boundary)
+                wide = spread(chunk.distributions, rows, places, num_members)
+                got, best = self._fused(chunk, fuser, wide)
+            values = torch.stack([got.double(), best.double()]).cpu()
+            total += float(values[0].sum())
+            greedy = greedy and bool(values[1].all())
+        num_bytes = len(self._data)
+        bits = -total / (num_bytes * math.log(2)) if num_bytes else 0.0
+        windows = max(reader.windows for reader in self._readers)
+        return Score(total, num_bytes, bits, len(self._ids), greedy, windows)
+
+    def _chunks(self, weigh_boundaries: bool) -> Iterator[_Chunk]:
+        """What the voices say, some rows at a time; kept for other weights where it is small."""
+        if self._kept is not None:
+            yield from self._kept
+            return
         trackers = [
             BoundaryTracker(v.sorted_keys, 1)
             if weigh_boundaries and v.sorted_keys is not None
             else None
             for v in self._voices
         ]
-        total, greedy = 0.0, True
+        size = 4 * len(self._ids) * sum(v.member.logits_width for v in self._voices)
+        kept: list[_Chunk] = []
         try:
             for at in range(0, len(self._ids), ROWS_AT_ONCE):
-                end = min(at + ROWS_AT_ONCE, len(self._ids))
-                logits = [
-                    reader.logits(plan[at:end])
-                    for reader, plan in zip(self._readers, self._stands, strict=True)
-                ]
-                if fuser is None:
-                    got, best = self._raw(at, end, logits[0])
-                else:
-                    spread_out = self._distributions(at, end, logits, weights, trackers)
-                    wide = spread(*spread_out, places, num_members)
-                    got, best = self._fused(at, end, fuser, wide)
-                values = torch.stack([got.double(), best.double()]).cpu()
-                total += float(values[0].sum())
-                greedy = greedy and bool(values[1].all())
+                chunk = self._read(at, min(at + ROWS_AT_ONCE, len(self._ids)), trackers)
+                if size <= KEEP_BYTES:
+                    kept.append(chunk)
+                yield chunk
         finally:
             for reader in self._readers:
                 reader.close()
-        num_bytes = len(self._data)
-        bits = -total / (num_bytes * math.log(2)) if num_bytes else 0.0
-        windows = max(reader.windows for reader in self._readers)
-        return Score(total, num_bytes, bits, len(self._ids), greedy, windows)
+        if size <= KEEP_BYTES:
+            self._kept = kept
 
-    def _raw(self, at: int, end: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Main alone: its raw log-softmax."""
-        target = torch.tensor(self._ids[at:end], device=logits.device)
-        got = torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
-        return got, logits.argmax(-1) == target
-
-    def _fused(
-        self,
-        at: int,
-        end: int,
-        fuser: Fuser,
-        wide: tuple[list[MemberDistribution | None], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        keys, _ = keys_of(self._voices[0])
-        distributions, weights = wide
-        ids = torch.tensor(self._ids[at:end], device=weights.device)
-        target = keys.representative[ids]
-        got = fuser.score(distributions, weights, target)
-        fused = fuser(distributions, weights)
-        best = fused.logprob_of(target) >= torch.maximum(fused.logprobs.amax(-1), fused.end)
-        return got, best
-
-    def _distributions(
-        self,
-        at: int,
-        end: int,
-        logits: Sequence[Tensor],
-        base: Sequence[float],
-        trackers: Sequence[BoundaryTracker | None],
-    ) -> tuple[list[MemberDistribution], Tensor]:
-        """Every voice's distributions and the effective weights of the rows."""
+    def _read(self, at: int, end: int, trackers: Sequence[BoundaryTracker | None]) -> _Chunk:
+        """Read some rows with every voice."""
+        logits = [
+            reader.logits(plan[at:end])
+            for reader, plan in zip(self._readers, self._stands, strict=True)
+        ]
+        if len(self._voices) == 1:
+            return _Chunk(at, end, logits[0], [], [], [])
         distributions, silent, boundary = [], [], []
         for place, voice in enumerate(self._voices):
             states = self._states[at:end] if place == 0 else [START] * (end - at)
@@ -169,7 +177,26 @@ class Scorer:
                 [s is None or self._starts_apart(place, at + n) for n, s in enumerate(plan)]
             )
             boundary.append(self._boundaries(place, trackers[place], got, at))
-        return distributions, row_weights(base, distributions, silent, boundary)
+        return _Chunk(at, end, None, distributions, silent, boundary)
+
+    def _raw(self, chunk: _Chunk) -> tuple[Tensor, Tensor]:
+        """Main alone: its raw log-softmax."""
+        assert chunk.logits is not None  # one voice
+        target = torch.tensor(self._ids[chunk.at : chunk.end], device=chunk.logits.device)
+        got = torch.log_softmax(chunk.logits, -1).gather(1, target[:, None])[:, 0]
+        return got, chunk.logits.argmax(-1) == target
+
+    def _fused(
+        self, chunk: _Chunk, fuser: Fuser, wide: tuple[list[MemberDistribution | None], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        keys, _ = keys_of(self._voices[0])
+        distributions, weights = wide
+        ids = torch.tensor(self._ids[chunk.at : chunk.end], device=weights.device)
+        target = keys.representative[ids]
+        got = fuser.score(distributions, weights, target)
+        fused = fuser(distributions, weights)
+        best = fused.logprob_of(target) >= torch.maximum(fused.logprobs.amax(-1), fused.end)
+        return got, best
 
     def _starts_apart(self, place: int, row: int) -> bool:
         return row == 0 and self._lead[place] != self._lead[0]

@@ -8,7 +8,8 @@ Main is always member 0 of an alignment.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +80,12 @@ class MemberKeys:
     def space(self) -> TokenSpace:
         """The member's own token space."""
         return TokenSpace(f"member {self.name!r}", self.width)
+
+    def to(self, device: torch.device) -> MemberKeys:
+        """The same keys on another device."""
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in given.items() if torch.is_tensor(v)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -152,3 +152,21 @@ def test_empty_text_and_errors(shared: Path) -> None:
             owner.score("a", member="story260K")
         with pytest.raises(ConfigError, match=r"'babyllama-105' cannot spell 1 character"):
             owner.score("a 日 sign")
+
+
+def test_other_weights_cost_no_forward(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["stories260K", "babyllama-361"]
+    with open_ensemble(shared, names, fusion="average") as owner:
+        even = owner.score(TEXT)
+        module = owner._ready().members[0].module  # type: ignore[attr-defined]
+        calls = []
+        module.register_forward_pre_hook(lambda *_: calls.append(1))
+        skewed = owner.score(TEXT, weights={"stories260K": 0.9, "babyllama-361": 0.1})
+        assert calls == []
+        assert skewed.logprob != even.logprob
+        assert owner.score(TEXT) == even
+        owner.score(TEXT + "!")
+        assert calls
+    with open_ensemble(shared, names, fusion="average") as fresh:
+        again = fresh.score(TEXT, weights={"stories260K": 0.9, "babyllama-361": 0.1})
+    assert again == skewed
