@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from langchain_ensemble.cli.probes import Clock, Ending, Probe, ids_of
+from langchain_ensemble.constraints.utf8 import complete_length
 from langchain_ensemble.decoding.protocols import VocabularyLike
 from langchain_ensemble.members.base import LoadedMember, MemberPrompt
 from langchain_ensemble.members.huggingface import HFMember
@@ -240,7 +241,9 @@ def end_is_honoured(params: EnsembleParams, ends: Sequence[Sequence[int]]) -> st
             probe.unload()
         if row.finish is None or row.finish.reason != "stop":
             raise Failed(f"ids {ids} were forced, and the answer went on")
-        if row.records[-1].bytes or len(row.records) > AFTER + 1:
+        said = [b"".join(r.bytes for r in row.records[:n]) for n in range(len(row.records))]
+        late = [text for text in said[AFTER:-1] if complete_length(text) == len(text)]
+        if row.records[-1].bytes or late:  # END waits for the end of a character, for nothing else
             raise Failed(f"ids {ids} were forced at step {AFTER + 1}: {bytes(row.answer)!r}")
     return f"end ids {', '.join(map(str, tried))}"
 
