@@ -172,18 +172,18 @@ def mean_row(
     if len(picked) < len(token_ids):
         place[anchor_ids] = torch.arange(len(anchors), device=embeddings.device)
     block = max(1, _BLOCK_CELLS // len(anchors))
-    total = torch.zeros(len(anchors), dtype=torch.float64, device=anchors.device)
+    total = torch.zeros(len(anchors), device=anchors.device)
     for start in range(0, len(picked), block):
         ids = picked[start : start + block]
         rows = relative_rows(embeddings[ids], anchors)
         own = place[ids]
         peaked = (own >= 0).nonzero()[:, 0]
-        total += rows[peaked, own[peaked]].sum(dtype=torch.float64) / len(anchors)
+        total += rows[peaked, own[peaked]].sum() / len(anchors)
         rows[peaked, own[peaked]] = 0.0
-        total += rows.sum(0, dtype=torch.float64)
+        total += rows.sum(0)
         if on_progress is not None:
             on_progress(min(start + block, len(picked)), len(picked))
-    return (total / len(picked)).float()
+    return total / len(picked)
 
 
 def evenly(ids: Tensor, count: int) -> Tensor:

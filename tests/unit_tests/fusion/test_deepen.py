@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from langchain_ensemble.errors import ConfigError, VocabularyError
 from langchain_ensemble.fusion import Deepen, deepen, deepen_fuser, tables
@@ -336,3 +337,33 @@ def test_rate_by_main() -> None:
     case = random_case(0)
     first = _fused(fusion, case)
     torch.testing.assert_close(first, _fused(Deepen(search_lr=0.1, anchors=4), case))
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(one, Tensor):
+                self.cells = max(self.cells, one.numel())
+        return made
+
+
+def test_without_tables_nothing_of_their_size_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[V, A] would be 480,000 cells; the support's rows are (16 + 64) x 400."""
+    monkeypatch.setattr("langchain_ensemble.fusion.relative._BLOCK_CELLS", 20_000)
+    case = _wide_case(sharp=5.0, rows=1)
+    with _Largest() as seen:
+        fuser = Deepen(dense=False, support_cap=16).prepare(case.context())
+        fuser(case.distributions, case.weights)
+    widest = max(table.numel() for table in case.embeddings)
+    assert widest < 60_000
+    assert seen.cells <= max((16 + 64) * 400, widest)
+    with _Largest() as seen:
+        Deepen(dense=True).prepare(case.context())
+    assert seen.cells == 1501 * 400
