@@ -474,14 +474,14 @@ class TestRunning:
 
     async def test_cancel_while_loading_returns_at_once(self) -> None:
         llm = make()
-        scripted(llm).load_seconds = 0.5
+        scripted(llm).load_seconds = 1.0
         task = asyncio.create_task(llm.ainvoke("x"))
         await asyncio.sleep(0.05)
         start = time.perf_counter()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert time.perf_counter() - start < 0.3
+        assert time.perf_counter() - start < 0.7
         await asyncio.to_thread(wait_until, lambda: bool(scripted(llm).opened))
         await asyncio.to_thread(wait_until, lambda: scripted(llm).running == 0)
         assert scripted(llm).steps <= 1
@@ -519,7 +519,7 @@ class TestRunning:
         while not task.done():
             await asyncio.sleep(0.01)
             ticks += 1
-        assert ticks > 20
+        assert ticks > 10
 
     def test_log_has_no_prompt(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO", logger="langchain_ensemble"):
