@@ -122,7 +122,7 @@ def test_an_abandoned_stream_blocks_nobody(shared: Path) -> None:
 @pytest.mark.parametrize("main", NAMES)
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_text_is_valid_when_sampled_hot(shared: Path, main: str, fusion: str) -> None:
-    """At temperature 3 byte tokens come often: what is returned is text, and every member holds it."""
+    """Hot byte tokens come often: what is returned is text, and every member holds it."""
     with two(shared, fusion=fusion, main=main) as owner:
         request = RequestParams(max_tokens=60, temperature=3.0, seed=11, n=3)
         with owner.open([PROMPT], request) as decoding:

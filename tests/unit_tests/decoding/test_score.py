@@ -148,7 +148,7 @@ def test_empty_text_and_errors(shared: Path) -> None:
     with open_ensemble(shared, ["babyllama-105", "stories260K"], fusion="average") as owner:
         empty = owner.score("", "Once")
         assert (empty.logprob, empty.num_bytes, empty.bits_per_byte) == (0.0, 0, 0.0)
-        with pytest.raises(ConfigError, match="unknown member 'story260K'.*mean 'stories260K'"):
+        with pytest.raises(ConfigError, match=r"unknown member 'story260K'.*mean 'stories260K'"):
             owner.score("a", member="story260K")
         with pytest.raises(ConfigError, match=r"'babyllama-105' cannot spell 1 character"):
             owner.score("a 日 sign")

@@ -1,4 +1,4 @@
-"""Random marks and rollbacks equal a fresh replay: caches, boundaries, text, stop scanner, draws."""
+"""Random marks and rollbacks equal a fresh replay: caches, boundaries, text, stops, draws."""
 
 from __future__ import annotations
 
