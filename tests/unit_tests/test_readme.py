@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -112,3 +113,18 @@ def test_settings_page_names_every_setting_and_its_default(settings):
         if not field.is_required() and field.default is not None:
             default = "()" if field.default == () else str(field.default)
             assert default in rows[name].replace("`", "").replace('"', ""), (name, rows[name])
+
+
+def test_docs_quote_the_benchmark_as_it_was_run():
+    rows = json.loads((ROOT / "benchmarks/results/bits_per_byte.json").read_text("utf-8"))
+    page = (ROOT / "docs/fusions.md").read_text("utf-8")
+    quoted = {
+        (main, fusion): [cell.replace("*", "") for cell in cells]
+        for main, fusion, *cells in re.findall(
+            r"^\| (\S+) \| ([a-z ]+) \| (\S+) \| (\S+) \| \S+ \|$", page, re.M
+        )
+    }
+    assert rows
+    for row in rows:
+        cell = quoted[row["main"], row["fusion"]][row["open_boundaries"] == "vote"]
+        assert cell == f"{row['bits_per_byte']:.3f}", row["fusion"]
