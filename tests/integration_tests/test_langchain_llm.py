@@ -102,6 +102,7 @@ class TestStoppingFreesTheCaches:
         before = caches_alive()
         task = asyncio.create_task(llm.ainvoke(PROMPT))
         while not (decodings and decodings[0].usage()[0].steps):
+            assert not task.done()
             await asyncio.sleep(0.005)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
