@@ -248,15 +248,11 @@ class Vocabulary:
         return borders if cut == _joined([encoder.spell(text)]) else None
 
     def _has_dummy_prefix(self, backend: Backend) -> bool:
-        first = [
-            backend.rust.encode(text, add_special_tokens=False).ids[:1] for text in ("a", "1", ".")
-        ]
-        return any(
-            (self.token_bytes[i] or b"").startswith(b" ")
-            for ids in first
-            for i in ids
-            if i < self.width
-        )
+        for text in ("a", "1", "."):
+            ids = backend.rust.encode(text, add_special_tokens=False).ids
+            if self.decode([i for i in ids if i < self.width])[:1] == b" ":
+                return True
+        return False
 
     def _hash(self) -> str:
         found = hashlib.sha256()
