@@ -66,7 +66,8 @@ def test_a_cache_that_forgets_to_roll_back_fails(monkeypatch, params):
     assert ("batch = single", "stories") not in found
 
 
-def test_positions_that_are_off_by_one_fail(monkeypatch, params, invoke, members):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_positions_that_are_off_by_one_fail(monkeypatch, params, dtype):
     forward = HFSession._forward
 
     def shifted(self: HFSession, ids: Any, lengths: Any, keep: int) -> Any:
@@ -74,13 +75,20 @@ def test_positions_that_are_off_by_one_fail(monkeypatch, params, invoke, members
         return forward(self, ids, moved, keep)
 
     monkeypatch.setattr(HFSession, "_forward", shifted)
-    found = failed(results_of(params))
+    lower = [member.model_copy(update={"dtype": dtype}) for member in params.members]
+    found = failed(results_of(EnsembleParams(members=lower, fusion="average")))
     assert ("one member = generate", "stories") in found
+    assert ("cached = uncached", "stories") in found
     assert ("cached = uncached", "baby") in found
-    result = invoke("selftest", *members)
+
+
+def test_a_failure_is_a_line_and_exit_1(monkeypatch, invoke, members):
+    monkeypatch.setattr(HFSession, "truncate", lambda self, lengths: None)
+    result = invoke("selftest", *members[:2])
     assert result.exit_code == 1
-    assert "FAIL" in result.stdout
-    assert "generate gives" in result.stdout
+    assert result.stdout.count("FAIL") == 1
+    assert "cached = uncached" in next(x for x in result.stdout.splitlines() if "FAIL" in x)
+    assert "3 passed, 1 failed" in result.stdout
 
 
 def test_rows_that_disturb_each_other_fail(monkeypatch, params):
