@@ -66,7 +66,7 @@ def test_words_begin_at_borders(vocabulary: Callable[[str], Vocabulary], name: s
     v = vocabulary(name)
     for before in "ez.,!?;9)":
         assert v.border(before, " ")
-    assert v.border("t", "h") == (b"th" not in v.key_of)
+    assert v.border("t", "h") == (not any(b"th" in key for key in v.key_of))
 
 
 def test_no_borders_are_used_where_a_text_of_all_kinds_disproves_them() -> None:

@@ -37,8 +37,7 @@ def test_the_tokenizers_own_ids_join_to_the_text(tokenizer: Tokenizers, name: st
             continue  # their normalizers change it
         if name in LOSSY and not (text.isascii() and text.isprintable() and "  " not in text):
             continue
-        ids = own.backend_tokenizer.encode(text, add_special_tokens=False).ids
-        ids = [i for i in ids if i != own.pad_token_id]  # some files ask for padding
+        ids = own(text, add_special_tokens=False).input_ids
         if name in LOSSY and own.unk_token_id in ids:
             continue
         joined = b"".join(table[i] or b"" for i in ids)
