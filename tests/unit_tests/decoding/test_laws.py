@@ -101,8 +101,10 @@ def test_the_loop_is_its_naive_twin(
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_member_holds_the_answer(shared: Path, fusion: str) -> None:
     members = [stories(shared), baby(shared), str(shared / "models" / "bitllama-1M")]
-    with ensemble(members, fusion=fusion) as owner:
-        with owner.open([PROMPT, "Ben é"], RequestParams(max_tokens=40)) as decoding:
+    owner = ensemble(members, fusion=fusion)
+    with owner:
+        request = RequestParams(max_tokens=40)
+        with owner.open([PROMPT, "Ben é"], request) as decoding:
             while not decoding.done:
                 decoding.step()
                 for row in decoding._loop.rows:

@@ -49,9 +49,10 @@ def test_a_full_context_ends_with_length_and_a_warning(shared: Path, fusion: str
 
 
 def test_a_prompt_that_is_too_long_names_the_member(shared: Path) -> None:
-    with two(shared, fusion="average") as owner:
-        with pytest.raises(ConfigError, match=r"'babyllama-361'.*256.*"):
-            owner.generate(["word " * 60], RequestParams())
+    owner = two(shared, fusion="average")
+    with pytest.raises(ConfigError, match=r"'babyllama-361'.*256.*"):
+        owner.generate(["word " * 60], RequestParams())
+    owner.unload()
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
