@@ -38,10 +38,19 @@ class _Settings(BaseModel):
                 raise ConfigError(
                     unknown_name(f"{type(self).__name__} setting", name, type(self).model_fields)
                 )
+        problem = None
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise ConfigError(one_line(type(self).__name__, error)) from error
+            problem = one_line(type(self).__name__, error)
+        if problem is not None:  # not chained: pydantic's error would keep its owner alive
+            raise ConfigError(problem)
+
+    def __repr_args__(self) -> Any:
+        """Show what was set, not every default."""
+        for name, value in super().__repr_args__():
+            if name is None or value != type(self).model_fields[name].default:
+                yield name, value
 
 
 def one_line(owner: str, error: ValidationError) -> str:
