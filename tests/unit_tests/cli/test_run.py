@@ -115,12 +115,17 @@ def test_a_warning_is_one_line(invoke, members):
     assert "'baby' has 256 positions" in warning
 
 
-def test_any_locale_gives_utf8(process, members, environment):
-    environment |= {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    done = process("run", "é", *members, "--max-tokens", "2", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.decode("utf-8"))["prompt"] == "é"
-    assert "é".encode() in done.stdout
+def test_any_locale_gives_utf8(environment):
+    code = "from langchain_ensemble.cli.console import *; use_utf8(); say('é日'); say_error('ü')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.decode("utf-8") == "é日"
+    assert done.stderr.decode("utf-8") == "error: ü\n"
 
 
 def start(members: list[str], environment: dict[str, str], **settings) -> subprocess.Popen[bytes]:
