@@ -132,7 +132,7 @@ def member_rows(
 
         def table() -> dict[str, Tensor]:
             made = relative_representation(embeddings, anchor_ids, dtype=dtype, on_progress=report)
-            return {"relative": made, "mean": made[token_ids].float().mean(0)}
+            return {"relative": made, "mean": _mean_of(made, token_ids)}
 
         found = context.remember(
             {**key, "kind": "relative", "precision": precision, "tokens": _hash(token_ids)},
@@ -148,6 +148,16 @@ def member_rows(
         {**key, "kind": "relative-mean", "sample": MEAN_ROWS, "tokens": _hash(token_ids)}, mean
     )
     return ComputedRows(embeddings, anchor_ids, found["mean"], context.device)
+
+
+def _mean_of(table: Tensor, token_ids: Tensor) -> Tensor:
+    """Mean of some rows [A], without a copy of the table."""
+    share = torch.zeros(len(table), device=table.device)
+    share[token_ids] = 1.0 / len(token_ids)
+    total = torch.zeros(table.shape[-1], device=table.device)
+    for rows, part in zip(table.split(1024), share.split(1024), strict=True):
+        total += part @ rows.float()
+    return total
 
 
 def _check_rows(embeddings: Tensor, anchor_ids: Tensor, keys: MemberKeys) -> None:
