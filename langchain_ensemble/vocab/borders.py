@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 from langchain_ensemble.vocab.backend import steps
@@ -81,6 +81,7 @@ class Borders:
         self._fuses = fuses
         self._known: dict[str, Border] = {}
         self._classes: dict[tuple[Cuts, ...], int] = {}
+        self._numbers = count()  # never the same for two threads
         self._class_of: dict[str, int] = {}
         self._verdicts: dict[tuple[int, int], tuple[bool, bool]] = {}
 
@@ -159,7 +160,7 @@ class Borders:
         if kind is None:
             probes = (probe.replace("{c}", c) for probe in _PROBES)
             found = tuple(split(probe) for probe in probes)
-            kind = self._class_of[c] = self._classes.setdefault(found, len(self._classes))
+            kind = self._class_of[c] = self._classes.setdefault(found, next(self._numbers))
         return kind
 
     def _try(self, split: Split, a: str, b: str) -> tuple[bool, bool]:

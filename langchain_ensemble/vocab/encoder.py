@@ -12,6 +12,7 @@ Knows nothing about how long texts are cut (:mod:`borders`).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from itertools import accumulate
@@ -104,6 +105,11 @@ class Encoder:
     def added_texts(self) -> list[str]:
         """Contents of added tokens that are ordinary text."""
         return list(self._added_ids)
+
+    def describe(self) -> str:
+        """All that decides what :meth:`spell` gives, but for the bytes of the ids."""
+        patterns = [pattern.pattern for pattern in self._added]
+        return json.dumps([self.rust.to_str(), patterns, self.unk_id])
 
     def spell(self, text: str) -> Spelling:
         """Spell one piece of text.

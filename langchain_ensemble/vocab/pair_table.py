@@ -7,7 +7,9 @@ that the fast path must always equal.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -24,8 +26,8 @@ class PairTable:
     Attributes:
         offsets: [U + 1] int32; key ``u`` has the ids ``ids[offsets[u]:offsets[u + 1]]``.
         ids: [N] int32.
-        opens: [U] bool, True where the key cannot merge with what precedes it when that ends in a
-            printable ASCII character other than a space.
+        opens: [U] bool, True where the key begins in ASCII and cannot merge with what precedes it
+            when that ends in a printable ASCII character other than a space.
     """
 
     def __init__(self, aligned: Aligned, member: Vocabulary) -> None:
@@ -37,22 +39,20 @@ class PairTable:
         """
         self._member = member
         self._texts = [_text(key) for key in aligned.key_bytes]
-        rows: list[tuple[list[int], list[int]]] = []
-        whole: list[bool] = []
-        opens_with: dict[str, bool] = {}
-        for text, encoding in zip(self._texts, member.encode_all(self._texts), strict=True):
-            ids, ends, unknown = encoding
-            rows.append((ids, ends))
-            whole.append(bool(text) and unknown == 0)
-            if text and text[0] not in opens_with:
-                opens_with[text[0]] = all(member.border(a, text[0]) for a in _BEFORE)
-        self._rows = rows
+        encodings = member.encode_all(self._texts)
+        opens_with = {
+            first: first.isascii() and all(member.border(a, first) for a in _BEFORE)
+            for first in dict.fromkeys(text[:1] for text in self._texts if text)
+        }
         self._opens = [
-            ok and opens_with[text[0]] for ok, text in zip(whole, self._texts, strict=True)
+            bool(text) and encoding.unknown == 0 and opens_with[text[0]]
+            for text, encoding in zip(self._texts, encodings, strict=True)
         ]
-        lengths = torch.tensor([0] + [len(ids) for ids, _ in rows])
-        self.offsets: Tensor = lengths.cumsum(0).int()
-        self.ids: Tensor = torch.tensor([i for ids, _ in rows for i in ids], dtype=torch.int32)
+        self._ids = array("i", (i for encoding in encodings for i in encoding.ids))
+        self._ends = array("i", (end for encoding in encodings for end in encoding.ends))
+        self._offsets = array("i", accumulate((len(e.ids) for e in encodings), initial=0))
+        self.offsets: Tensor = torch.tensor(self._offsets, dtype=torch.int32)
+        self.ids: Tensor = torch.tensor(self._ids, dtype=torch.int32)
         self.opens: Tensor = torch.tensor(self._opens, dtype=torch.bool)
 
     def append(
@@ -70,8 +70,9 @@ class PairTable:
             ``(kept, new_ids, new_ends)`` as :meth:`Vocabulary.extend` does.
         """
         if self._opens[key] and ends and text and "!" <= text[-1] <= "~":
-            new_ids, new_ends = self._rows[key]
-            return len(ids), list(new_ids), [ends[-1] + end for end in new_ends]
+            start, end = self._offsets[key], self._offsets[key + 1]
+            new_ends = [ends[-1] + offset for offset in self._ends[start:end]]
+            return len(ids), self._ids[start:end].tolist(), new_ends
         return self._member.extend(ids, ends, text, self._texts[key])
 
 

@@ -255,13 +255,11 @@ class Vocabulary:
         return False
 
     def _hash(self) -> str:
-        found = hashlib.sha256()
-        found.update(self._encoder.rust.to_str().encode())
         text = [None if key is None else key.hex() for key in self._text_bytes[: self.size]]
         while text and text[-1] is None:
             text.pop()
-        added = self._encoder.added_texts()
-        found.update(json.dumps([text, added, self.unk_id], sort_keys=True).encode())
+        found = hashlib.sha256(self._encoder.describe().encode())
+        found.update(json.dumps(text).encode())
         return found.hexdigest()
 
 

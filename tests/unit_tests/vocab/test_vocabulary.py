@@ -4,6 +4,7 @@ import random
 import shutil
 import unicodedata
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +288,15 @@ def test_many_texts_at_once_are_the_same_as_one_by_one(vocabulary: Vocabularies)
     for name in ("llama-2", "qwen2.5", "pythia", "t5", "babyllama-105"):
         v = vocabulary(name)
         assert v.encode_all(many) == [v.encode(text) for text in many]
+
+
+def test_many_threads_get_the_same_ids(tokenizer: Callable[[str], Any]) -> None:
+    rng = random.Random(9)
+    many = [random_text(rng) for _ in range(60)]
+    for name in ("gpt2", "t5"):
+        alone = Vocabulary(tokenizer(name))
+        wanted = [alone.encode(text) for text in many]
+        fresh = Vocabulary(tokenizer(name))
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda v: [v.encode(text) for text in many], [fresh] * 16))
+        assert found == [wanted] * 16
