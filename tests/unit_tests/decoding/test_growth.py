@@ -31,14 +31,14 @@ def test_late_steps_run_and_tokenise_no_more_than_early_ones(
 
     members = [str(shared / "models" / n) for n in ("babyllama-361", "stories260K")]
     params = EnsembleParams(members=members, fusion=fusion, open_boundaries="discount")
-    with Ensemble(params) as owner:
-        with owner.open(["Once"], RequestParams(max_tokens=95)) as decoding:
+    request = RequestParams(max_tokens=95)
+    with Ensemble(params) as owner, owner.open(["Once"], request) as decoding:
+        decoding.step()
+        monkeypatch.setattr(HFSession, "_forward", counted_forward)
+        monkeypatch.setattr(Encoder, "spell", counted_spell)
+        while not decoding.done:
             decoding.step()
-            monkeypatch.setattr(HFSession, "_forward", counted_forward)
-            monkeypatch.setattr(Encoder, "spell", counted_spell)
-            while not decoding.done:
-                decoding.step()
-            row = decoding._loop.rows[0]
+        row = decoding._loop.rows[0]
     steps = len(row.records)
     assert steps > 60
     assert max(columns) <= 16  # a key, or a tail that is spelled differently now
