@@ -71,6 +71,7 @@ class Ensemble:
         self.names = params.names
         self.main_name = params.main_name
         self._engine = Engine()
+        self._store = Store()
         self._lock = threading.RLock()
         self._built: _Built | None = None
         self._scorer: tuple[tuple[str, str, tuple[int, ...]], Scorer] | None = None
@@ -182,7 +183,7 @@ class Ensemble:
             keys=keys.to(member.device),
             allowed=allowed,
             sorted_keys=SortedKeys(vocabulary) if weigh else None,
-            pairs=None if verbatim else pair_table(aligned, vocabulary),
+            pairs=None if verbatim else pair_table(aligned, vocabulary, self._store.remember),
             verbatim=verbatim,
         )
 
@@ -198,7 +199,7 @@ class Ensemble:
             embeddings=lambda i: members[i].embeddings(),
             embedding_hashes=lambda i: members[i].weights_hash,
             device=device,
-            remember=Store().remember,
+            remember=self._store.remember,
             on_progress=on_progress,
         )
         return self.fusion.prepare(context)

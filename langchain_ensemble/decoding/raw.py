@@ -47,7 +47,7 @@ def choose_raw(
 
 def _chosen(voice: Voice, token: int, logprob: float) -> Chosen:
     vocabulary = voice.vocabulary
-    end = token in vocabulary.end_ids
+    end = token in (voice.member.end_ids or vocabulary.end_ids)  # ``generate`` knows no roles
     table = vocabulary.token_bytes
     silent = token >= len(table) or vocabulary.token_roles[token] is not None
     data = b"" if end or silent else table[token] or b""

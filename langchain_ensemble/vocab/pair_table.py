@@ -7,15 +7,19 @@ that the fast path must always equal.
 
 from __future__ import annotations
 
+import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from langchain_ensemble.vocab.alignment import Aligned
 from langchain_ensemble.vocab.vocabulary import Vocabulary
+
+Remember = Callable[[Mapping[str, Any], Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
 
 _BEFORE = [chr(c) for c in range(0x21, 0x7F)]
 
@@ -30,30 +34,26 @@ class PairTable:
             when that ends in a printable ASCII character other than a space.
     """
 
-    def __init__(self, aligned: Aligned, member: Vocabulary) -> None:
-        """Spell every key in the member's ids.
+    def __init__(
+        self, member: Vocabulary, texts: Sequence[str], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Keep what was spelled.
 
         Args:
-            aligned: The union.
             member: The vocabulary that reads.
+            texts: The text of every union key, empty where it is no whole UTF-8.
+            tensors: What :func:`spell` gives for them.
         """
         self._member = member
-        self._texts = [_text(key) for key in aligned.key_bytes]
-        encodings = member.encode_all(self._texts)
-        opens_with = {
-            first: first.isascii() and all(member.border(a, first) for a in _BEFORE)
-            for first in dict.fromkeys(text[:1] for text in self._texts if text)
-        }
-        self._opens = [
-            bool(text) and encoding.unknown == 0 and opens_with[text[0]]
-            for text, encoding in zip(self._texts, encodings, strict=True)
-        ]
-        self._ids = array("i", (i for encoding in encodings for i in encoding.ids))
-        self._ends = array("i", (end for encoding in encodings for end in encoding.ends))
-        self._offsets = array("i", accumulate((len(e.ids) for e in encodings), initial=0))
-        self.offsets: Tensor = torch.tensor(self._offsets, dtype=torch.int32)
-        self.ids: Tensor = torch.tensor(self._ids, dtype=torch.int32)
-        self.opens: Tensor = torch.tensor(self._opens, dtype=torch.bool)
+        self._texts = texts
+        self.offsets: Tensor = tensors["offsets"]
+        self.ids: Tensor = tensors["ids"]
+        self.opens: Tensor = tensors["opens"]
+        # Arrays of the standard library: an element of a tensor costs a microsecond.
+        self._offsets = array("i", self.offsets.tolist())
+        self._ids = array("i", self.ids.tolist())
+        self._ends = array("i", tensors["ends"].tolist())
+        self._opens = self.opens.tolist()
 
     def append(
         self, ids: Sequence[int], ends: Sequence[int], text: str, key: int
@@ -76,17 +76,52 @@ class PairTable:
         return self._member.extend(ids, ends, text, self._texts[key])
 
 
-def pair_table(aligned: Aligned, member: Vocabulary) -> PairTable:
-    """Spell every union key in one member's ids.
+def spell(texts: Sequence[str], member: Vocabulary) -> dict[str, Tensor]:
+    """Spell texts in a member's ids.
+
+    Args:
+        texts: The texts.
+        member: The vocabulary that reads.
+
+    Returns:
+        ``offsets`` [U + 1], ``ids`` [N], ``ends`` [N] int32 and ``opens`` [U] bool, as in
+        :class:`PairTable`; ``ends`` are byte offsets within each text.
+    """
+    encodings = member.encode_all(texts)
+    opens_with = {
+        first: first.isascii() and all(member.border(a, first) for a in _BEFORE)
+        for first in dict.fromkeys(text[:1] for text in texts if text)
+    }
+    opens = [
+        bool(text) and encoding.unknown == 0 and opens_with[text[0]]
+        for text, encoding in zip(texts, encodings, strict=True)
+    ]
+    offsets = array("i", accumulate((len(e.ids) for e in encodings), initial=0))
+    return {
+        "offsets": torch.tensor(offsets, dtype=torch.int32),
+        "ids": torch.tensor([i for e in encodings for i in e.ids], dtype=torch.int32),
+        "ends": torch.tensor([end for e in encodings for end in e.ends], dtype=torch.int32),
+        "opens": torch.tensor(opens, dtype=torch.bool),
+    }
+
+
+def pair_table(aligned: Aligned, member: Vocabulary, remember: Remember | None = None) -> PairTable:
+    """Spell every union key in one member's ids, once for these keys and this tokenizer.
 
     Args:
         aligned: The union.
         member: The vocabulary that reads.
+        remember: The disk cache's ``remember(key, build)``; None builds in memory.
 
     Returns:
         The table.
     """
-    return PairTable(aligned, member)
+    texts = [_text(key) for key in aligned.key_bytes]
+    if remember is None:
+        return PairTable(member, texts, spell(texts, member))
+    keys = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    key = {"part": "pair table", "format": 1, "keys": keys, "member": member.content_hash}
+    return PairTable(member, texts, remember(key, lambda: spell(texts, member)))
 
 
 def _text(key: bytes | None) -> str:

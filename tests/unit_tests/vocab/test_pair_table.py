@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from langchain_ensemble.store import Store
 from langchain_ensemble.vocab.alignment import align
 from langchain_ensemble.vocab.pair_table import pair_table
 from langchain_ensemble.vocab.vocabulary import Vocabulary
@@ -78,3 +80,19 @@ def _is_text(key: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def test_a_remembered_table_is_the_built_one(vocabulary: Vocabularies, tmp_path: Path) -> None:
+    reader = vocabulary("babyllama-361")
+    aligned = align([("main", vocabulary("stories260K")), ("member", reader)])
+    built = pair_table(aligned, reader)
+    for _ in range(2):  # written, then read
+        stored = pair_table(aligned, reader, Store(tmp_path).remember)
+        for name in ("offsets", "ids", "opens"):
+            assert torch.equal(getattr(stored, name), getattr(built, name))
+        key = aligned.key_of[b" the"]
+        before = reader.encode("see")
+        assert stored.append(before.ids, before.ends, "see", key) == built.append(
+            before.ids, before.ends, "see", key
+        )
+    assert len(Store(tmp_path).list()) == 1
