@@ -13,7 +13,6 @@ import torch
 
 from langchain_ensemble.errors import ConfigError, VocabularyError
 from langchain_ensemble.vocab.alignment import Aligned, align, check_common
-from langchain_ensemble.vocab.anchors import choose_anchors
 from langchain_ensemble.vocab.vocabulary import Vocabulary
 from tests.unit_tests.vocab.samples import GOLDEN
 
@@ -121,14 +120,13 @@ def test_the_result_does_not_depend_on_the_hash_seed(shared: Path) -> None:
 import sys
 from transformers import PreTrainedTokenizerFast
 from langchain_ensemble.vocab.alignment import align
-from langchain_ensemble.vocab.anchors import choose_anchors
 from langchain_ensemble.vocab.pair_table import pair_table
 from langchain_ensemble.vocab.vocabulary import Vocabulary
 named = [(f, Vocabulary(PreTrainedTokenizerFast(tokenizer_file=f))) for f in sys.argv[1:]]
 found = align(named)
 table = pair_table(found, named[1][1])
 print(found.alignment.hash, [v.content_hash for _, v in named])
-print(choose_anchors(found, 17).tolist(), table.ids.tolist(), table.opens.tolist())
+print(found.alignment.common.tolist(), table.ids.tolist(), table.opens.tolist())
 print(named[2][1].encode("Hello world, it's 12"), named[0][1].token_roles)
 """
     folder = shared / "golden" / "unite" / "tokenizers"
@@ -165,49 +163,17 @@ def test_an_empty_alignment_is_refused() -> None:
         align([])
 
 
-def test_anchors(vocabulary: Vocabularies) -> None:
+def test_no_control_token_is_common(vocabulary: Vocabularies) -> None:
     found = aligned(vocabulary, ("bl_a", "ms_bpe"))
     main = vocabulary("bl_a")
-    common = found.alignment.common.tolist()
-    assert choose_anchors(found).tolist() == common
-    assert choose_anchors(found, len(common)).tolist() == common
-    some = choose_anchors(found, 10).tolist()
-    assert len(some) == len(set(some)) == 10
-    assert some == sorted(some)
-    assert set(some) <= set(common)
-    assert some[0] == common[0]
-    listed = choose_anchors(found, ["e", b" ", main.key_of[b"a"], "e"]).tolist()
-    assert listed == sorted(main.key_of[key] for key in (b"e", b" ", b"a"))
-    ends = [i for i in common if main.token_roles[i] is not None]
-    assert ends == []
+    assert all(main.token_roles[i] is None for i in found.alignment.common.tolist())
 
 
-@pytest.mark.parametrize(
-    ("anchors", "error", "message"),
-    [
-        (0, ConfigError, "anchors=0 is too few"),
-        (10**6, VocabularyError, "share only .* common tokens"),
-        ("some", ConfigError, "anchors='some' is unknown"),
-        (True, ConfigError, "anchors=True is unknown"),
-        ([], VocabularyError, "the list is empty"),
-        (["e", "no such token"], VocabularyError, r"\['no such token'\] are no tokens of every"),
-        ([10**6], VocabularyError, r"\[1000000\] are no tokens of every"),
-        ([1.5], ConfigError, "must be a text, bytes or a main id"),
-    ],
-)
-def test_bad_anchors(
-    vocabulary: Vocabularies, anchors: object, error: type[Exception], message: str
-) -> None:
-    found = aligned(vocabulary, ("bl_a", "ms_bpe"))
-    with pytest.raises(error, match=message):
-        choose_anchors(found, anchors)  # type: ignore[arg-type]
-
-
-def test_bytes_of_a_fallback_are_anchors_only_where_nothing_else_spells_them(
+def test_bytes_of_a_fallback_are_common_only_where_nothing_else_spells_them(
     vocabulary: Vocabularies,
 ) -> None:
     v = vocabulary("llama-2")
-    anchors = set(choose_anchors(aligned(vocabulary, ("llama-2", "llama-3"))).tolist())
+    anchors = aligned(vocabulary, ("llama-2", "llama-3")).alignment.common.tolist()
     assert 13 in anchors  # <0x0A>, the only newline
     assert 68 not in anchors  # <0x41>; "A" stands for the byte
     assert v.key_of[b"A"] in anchors
