@@ -155,8 +155,8 @@ def _mean_of(table: Tensor, token_ids: Tensor) -> Tensor:
     share = torch.zeros(len(table), device=table.device)
     share[token_ids] = 1.0 / len(token_ids)
     total = torch.zeros(table.shape[-1], device=table.device)
-    for rows, part in zip(table.split(1024), share.split(1024), strict=True):
-        total += part @ rows.float()
+    for at in range(0, len(table), 1024):
+        total += share[at : at + 1024] @ table[at : at + 1024].float()
     return total
 
 
