@@ -10,13 +10,25 @@ import torch
 from langchain_ensemble.cli import check_tables
 from langchain_ensemble.cli.console import BAD, GOOD, say_json, stderr, stdout
 from langchain_ensemble.cli.fitting import fusions, pairs, union
-from langchain_ensemble.cli.inspection import KV_TOKENS, Inspected, inspect
+from langchain_ensemble.cli.inspection import Inspected, inspect
 from langchain_ensemble.errors import EnsembleError
 from langchain_ensemble.fusion import get_fusion
 from langchain_ensemble.llms import EnsembleLLM
 from langchain_ensemble.members.devices import resolve_device, resolve_dtype
+from langchain_ensemble.members.inspection import MemberInfo
 from langchain_ensemble.members.memory import HEADROOM, free_memory
 from langchain_ensemble.params import EnsembleParams, Member
+
+PLANS = {
+    "float32": ("float32", "float32"),
+    "bfloat16": ("bfloat16", "bfloat16"),
+    "8-bit": ("bnb-8bit", "bfloat16"),
+    "4-bit": ("bnb-4bit", "bfloat16"),
+}
+"""Memory plan → what the weights are held in, and the cache; float16 is as bfloat16."""
+
+KV_TOKENS = 1000
+"""A cache's size is told for so many tokens."""
 
 
 def check(llm: EnsembleLLM, *, as_json: bool) -> int:
@@ -93,20 +105,26 @@ def _remarks(member: Inspected) -> list[dict[str, Any]]:
     said = []
     if not member.vocabulary.end_ids:
         said.append("has no end token: it can never vote to end")
-    for plain in member.plain_ends:
+    for plain, spelling in member.plain_ends.items():
         said.append(
-            f"ends on id {plain}, ordinary text of its tokenizer ({member.tokens[plain]!r}); "
+            f"ends on id {plain}, ordinary text of its tokenizer ({spelling!r}); "
             "eos_token_id of its config or generation_config belongs to another one"
         )
-    if member.weight_files is None:
+    if member.info.weight_bytes is None:
         said.append("has no weight files here; everything else was checked")
+    if not member.info.memory:
+        said.append(
+            f"is already quantised ({member.info.quantization}): its size in memory is told by "
+            "the headers of its weight files, which could not be read"
+        )
     if not member.spells_everything:
         said.append(
             "cannot spell every character; others reach it as its unk id, and it never says them"
         )
-    if member.rollback is None:
+    if member.info.rollback is None:
         said.append(
-            f"is of the family {member.model_type!r}, whose cache is tried out when it is loaded"
+            f"is of the family {member.info.model_type!r}, whose cache is tried out when it is "
+            "loaded"
         )
     who = f"member {member.name!r} "
     return [_problem("warning", member.name, who + text) for text in said]
@@ -124,13 +142,13 @@ def _memory(settings: Sequence[Member], members: Sequence[Inspected]) -> list[di
         except EnsembleError as error:
             said.append(_problem("warning", inspected.name, str(error)))
             continue
-        plan = _plan(member, inspected, device)
-        weights = (member.model, inspected.commit, plan, str(device), member.adapter)
+        plan = _plan(member, inspected.info, device)
+        weights = (member.model, inspected.info.commit, plan, str(device), member.adapter)
         if weights in seen:
             continue  # shared
         seen.append(weights)
         room, where = free_memory(device)
-        needed[where] = needed.get(where, 0) + (inspected.memory[plan]["weights"] or 0)
+        needed[where] = needed.get(where, 0) + _weights(inspected.info, plan)
         free[where] = room
     for where, size in needed.items():
         room = free[where]
@@ -144,41 +162,58 @@ def _memory(settings: Sequence[Member], members: Sequence[Inspected]) -> list[di
     return said
 
 
-def _plan(member: Member, inspected: Inspected, device: torch.device | None) -> str:
+def _weights(info: MemberInfo, plan: str) -> int:
+    """Bytes of weights and adapter under a plan; 0 where they are unknown, which was said."""
+    return info.memory.get(PLANS[plan][0], 0) + (info.adapter_bytes or 0)
+
+
+def _plan(member: Member, info: MemberInfo, device: torch.device | None) -> str:
     """The memory plan that a member's settings come to on a device."""
-    if member.quantization and not member.quantization.startswith("gguf:"):
-        return "4-bit" if "4" in member.quantization.split("-", 1)[-1] else "8-bit"
-    stored = getattr(torch, inspected.stored or "float32")
-    dtype = resolve_dtype(inspected.name, member.dtype, stored, device or torch.device("cpu"))
+    bits = "4-bit" if "4" in str(member.quantization).split("-", 1)[-1] else "8-bit"
+    wanted = member.quantization is not None and not member.quantization.startswith("gguf:")
+    if wanted and PLANS[bits][0] in info.memory:
+        return bits
+    stored = getattr(torch, info.stored or "float32")
+    dtype = resolve_dtype(info.name, member.dtype, stored, device or torch.device("cpu"))
     return "float32" if dtype == torch.float32 else "bfloat16"
 
 
 def _member(member: Inspected) -> dict[str, Any]:
     """One member as JSON."""
-    vocabulary = member.vocabulary
+    info, vocabulary = member.info, member.vocabulary
     roles: dict[str, list[dict[str, Any]]] = {}
-    for token_id, spelling in member.tokens.items():
+    for token_id, spelling in member.control.items():
         role = str(vocabulary.token_roles[token_id])
         roles.setdefault(role, []).append({"id": token_id, "token": spelling})
     return {
-        "name": member.name,
-        "model": member.model,
-        "commit": member.commit,
-        "model_type": member.model_type,
-        "stored_dtype": member.stored,
-        "parameters": member.parameters,
-        "context": member.context,
+        "name": info.name,
+        "model": info.model,
+        "commit": info.commit,
+        "model_type": info.model_type,
+        "architecture": info.architecture,
+        "stored_dtype": info.stored,
+        "quantization": info.quantization,
+        "parameters": info.parameters,
+        "adapter": info.adapter and {"model": info.adapter, "size": info.adapter_bytes},
+        "context": info.context,
         "tokenizer_size": vocabulary.size,
         "logits_width": vocabulary.width,
         "keys": len(vocabulary.key_of),
         "spells_everything": member.spells_everything,
         "end_ids": list(vocabulary.end_ids),
         "roles": dict(sorted(roles.items())),
-        "chat_template": member.chat_template,
-        "licence": member.licence,
-        "generation_config": {"values": dict(member.generation), "applied": False},
-        "rollback": member.rollback,
-        "weight_files": member.weight_files,
-        "memory": {plan: dict(sizes) for plan, sizes in member.memory.items()},
+        "chat_template": info.chat_template,
+        "licence": info.licence,
+        "generation_config": {"values": dict(info.sampling), "applied": False},
+        "rollback": info.rollback,
+        "weight_files": info.weight_bytes,
+        "memory": {plan: _sizes(info, *how) for plan, how in PLANS.items()},
         "kv_tokens": KV_TOKENS,
     }
+
+
+def _sizes(info: MemberInfo, weights: str, cache: str) -> dict[str, int | None]:
+    """Bytes of weights and cache; None: unknown, or not for this checkpoint."""
+    token = info.kv_bytes_per_token.get(cache)
+    kv_cache = None if token is None else token * KV_TOKENS
+    return {"weights": info.memory.get(weights), "kv_cache": kv_cache}

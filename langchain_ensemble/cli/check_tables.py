@@ -61,7 +61,7 @@ def _members(members: Sequence[Mapping[str, Any]], main: str) -> Table:
         values = member["generation_config"]["values"]
         table.add_row(
             member["name"] + (" (main)" if member["name"] == main else ""),
-            member["model_type"],
+            member["model_type"] + _adapter(member["adapter"]),
             _count(member["parameters"]),
             f"{member['tokenizer_size']:,}",
             f"{member['logits_width']:,}",
@@ -73,6 +73,10 @@ def _members(members: Sequence[Mapping[str, Any]], main: str) -> Table:
             ", ".join(f"{name}={value}" for name, value in values.items()) or "none",
         )
     return table
+
+
+def _adapter(adapter: Mapping[str, Any] | None) -> str:
+    return f" + {adapter['model']} ({size_text(adapter['size'])})" if adapter is not None else ""
 
 
 def _roles(members: Sequence[Mapping[str, Any]]) -> Table:

@@ -107,13 +107,13 @@ def _deepen(fusion: Any, members: Sequence[Inspected], aligned: Aligned) -> dict
     itemsize = 4 if settings.precision == "float32" else 2
     told = {}
     for member in members:
-        rows = min(member.embedding[0], member.vocabulary.width)
+        rows = min(member.info.embedding_rows, member.vocabulary.width)
         size = rows * count * itemsize
         table = dense or (settings.dense is None and size <= TABLE_BYTES)
         told[member.name] = {
             "rows": [rows, count],
             "table": size,
             "kept": "table" if table else "on the fly",
-            "anchor_embeddings": count * member.embedding[1] * 4,
+            "anchor_embeddings": count * member.info.embedding_width * 4,
         }
     return {"anchors": count, "search": "dense" if dense else "support", "members": told}

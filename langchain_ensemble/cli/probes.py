@@ -35,14 +35,15 @@ class Probe(Ensemble):
     @property
     def vocabularies(self) -> list[VocabularyLike]:
         """The members' vocabularies, main first; loads the weights."""
-        return [voice.vocabulary for voice in self._ready().voices]
+        with self.open([" "], RequestParams(max_tokens=1)) as decoding:
+            return [track.vocabulary for track in decoding.rows[0].tracks]
 
     def rows(self, prompts: Sequence[str], max_tokens: int) -> list[Row]:
         """Decode prompts greedily, as one batch, and give the finished rows."""
         with self.open(list(prompts), RequestParams(max_tokens=max_tokens)) as decoding:
             while not decoding.done:
                 decoding.step()
-            return decoding._loop.rows
+            return decoding.rows
 
     def row(self, prompt: str, max_tokens: int) -> Row:
         """Decode one prompt."""

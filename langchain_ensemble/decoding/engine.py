@@ -14,6 +14,7 @@ import torch
 
 from langchain_ensemble.decoding.loop import Loop
 from langchain_ensemble.decoding.records import Answer, Finish, Piece, TokenRecord, Usage
+from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import MemoryLimitError
 
@@ -43,6 +44,11 @@ class Decoding:
     def done(self) -> bool:
         """Whether every row has finished, or the request was closed."""
         return self._loop.done
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows as they stand, [prompt × n]; to be read, not changed."""
+        return self._loop.rows
 
     def step(self) -> list[Piece]:
         """Decode one more key in every unfinished row.

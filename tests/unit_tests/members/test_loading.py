@@ -240,7 +240,7 @@ def test_inspection_reads_no_weights(llama: Path, monkeypatch: pytest.MonkeyPatc
     assert info.memory["float32"] == 2 * info.memory["bfloat16"] == 4 * info.parameters
     assert info.memory["bnb-4bit"] < info.memory["bnb-8bit"] < info.memory["bfloat16"]
     assert info.kv_bytes_per_token["float32"] == 2 * 2 * 2 * 8 * 4
-    assert (info.licence, info.architecture, info.rollback) == ("mit", "LlamaForCausalLM", "yes")
+    assert (info.licence, info.architecture, info.rollback) == ("mit", "LlamaForCausalLM", "exact")
     assert (info.context, info.embedding_width, info.stored) == (256, 32, "float32")
     assert (info.safetensors, info.chat_template, info.quantization) == (True, False, None)
     edit(llama / "config.json", quantization_config={"quant_method": "awq", "bits": 4})
