@@ -14,7 +14,7 @@ from rich.rule import Rule
 from langchain_ensemble.demo import PROMPTS
 from langchain_ensemble.llms import EnsembleLLM
 
-MAX_TOKENS = 60
+MAX_TOKENS = 40
 
 
 def show(console: Console, label: str, pieces: Iterator[str]) -> None:
@@ -34,9 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m langchain_ensemble.demo", description=__doc__)
     parser.add_argument("prompts", nargs="*", help="your own prompts in place of ours")
     parser.add_argument("--device", default="cpu", help='"cpu" (default), "auto", "cuda:0" …')
+    parser.add_argument("--fusion", default="unite", help='"unite" (default), "deepen", …')
     given = parser.parse_args(arguments)
     console = Console(highlight=False)
-    with EnsembleLLM.demo(device=given.device, max_tokens=MAX_TOKENS) as llm:
+    settings = {"fusion": given.fusion, "device": given.device, "max_tokens": MAX_TOKENS}
+    with EnsembleLLM.demo(**settings) as llm:
         names = llm.params.names
         console.print(
             f"Two toy members of two million parameters each, [bold]{names[0]}[/bold] and "

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from langchain_ensemble import EnsembleLLM, demo
 from langchain_ensemble.demo.__main__ import main
+from langchain_ensemble.params import FUSIONS
 
 FRANCE = demo.PROMPTS["a country"]
 FOX = demo.PROMPTS["a story"]
@@ -18,26 +19,36 @@ FOX = demo.PROMPTS["a story"]
 
 @pytest.fixture(scope="module")
 def llm():
-    with EnsembleLLM.demo(max_tokens=60) as llm:
+    with EnsembleLLM.demo(fusion="unite", max_tokens=60) as llm:
         yield llm.load()
 
 
-@pytest.mark.parametrize("name", ["stories", "facts"])
-def test_each_member_alone_ends_its_document(name):
+def load(name: str):
     folder = demo.members()[name]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = {"stories": FOX, "facts": FRANCE}[name]
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def test_facts_alone_ends_its_answers():
+    model, tokenizer = load("facts")
+    ids = tokenizer(FRANCE, return_tensors="pt")["input_ids"]
     done = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=480 - ids.shape[1],
-        do_sample=False,
-        pad_token_id=0,
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, pad_token_id=0
     )
-    assert done[0, -1] == tokenizer.eos_token_id
-    assert done.shape[1] > ids.shape[1] + 3
+    answer = tokenizer.decode(done[0, ids.shape[1] :])
+    assert answer == " The capital of France is Paris.<|endoftext|>"
+
+
+def test_stories_alone_ends_its_stories():
+    model, tokenizer = load("stories")
+    ids = tokenizer(FOX, return_tensors="pt")["input_ids"].repeat(8, 1)
+    torch.manual_seed(0)
+    done = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=320, do_sample=True,
+        temperature=0.8, top_k=0, pad_token_id=0,
+    )  # fmt: skip
+    ended = (done[:, ids.shape[1] :] == tokenizer.eos_token_id).any(-1)
+    assert int(ended.sum()) >= 6  # of 8; a story of TinyStories has about 250 tokens
 
 
 def test_tokenizers_and_architectures_differ():
@@ -60,6 +71,21 @@ def test_member_says_its_licence_and_sources(folder):
     assert f"{count:,} parameters" in card.replace("\n", " ")
 
 
+QUESTIONS = {
+    "What is the capital of Japan?": "Tokyo",
+    "Where is Peru?": "South America",
+    "What is the highest point of Nepal?": "Mount Everest",
+}
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_what_facts_knows_survives_every_fusion(fusion, question, llm):
+    fused = EnsembleLLM.demo(fusion=fusion, max_tokens=30)  # the weights are shared
+    assert QUESTIONS[question] in fused.invoke(f"Question: {question}\nAnswer:")
+    assert QUESTIONS[question] not in llm.solo("stories").invoke(f"Question: {question}\nAnswer:")
+
+
 def test_only_facts_knows_and_together_they_know(llm):
     assert "Paris" in llm.solo("facts").invoke(FRANCE)
     assert "Paris" not in llm.solo("stories").invoke(FRANCE)
@@ -69,8 +95,9 @@ def test_only_facts_knows_and_together_they_know(llm):
 def test_only_stories_tells_and_together_they_tell(llm):
     alone = {name: llm.solo(name).invoke(FOX, max_tokens=60) for name in llm.params.names}
     together = llm.invoke(FOX)
-    assert len(set(alone.values()) | {together}) == 3
-    assert len(together.split()) > 20
+    assert "who lived in" in alone["stories"]
+    assert "who lived in" not in alone["facts"]
+    assert "who lived in" in together
 
 
 def test_streams_more_than_one_piece_and_joins_to_the_answer(llm):
@@ -82,8 +109,12 @@ def test_streams_more_than_one_piece_and_joins_to_the_answer(llm):
 def test_main_prints_the_fused_answer_and_each_alone(capsys):
     main([])
     out = capsys.readouterr().out
-    assert out.count("together") == out.count(" stories ") - 1 == len(demo.PROMPTS)
-    assert "Paris" in out
+    said = [line.split()[0] for line in out.splitlines() if line[:9].strip()]
+    assert [w for w in said if w in ("together", "facts", "stories")] == [
+        *("together", "facts", "stories") * len(demo.PROMPTS)
+    ]
+    assert "together The capital of France is Paris." in out
+    assert "together Rome" in out
 
 
 @pytest.mark.gpu
