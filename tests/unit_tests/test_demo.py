@@ -119,6 +119,8 @@ def test_main_prints_the_fused_answer_and_each_alone(capsys):
 
 @pytest.mark.gpu
 def test_fused_decode_on_an_accelerator():
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        pytest.skip("no accelerator")
     with EnsembleLLM.demo(device="auto", max_tokens=20) as llm:
         llm.load()
         assert "Paris" in llm.invoke(FRANCE)
