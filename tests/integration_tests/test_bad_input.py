@@ -1,4 +1,4 @@
-"""What bad input gets: each row of the design's table, through ``EnsembleLLM``, with its message."""
+"""What bad input gets: each row of the design's table, through the LLM, with its message."""
 
 from __future__ import annotations
 
