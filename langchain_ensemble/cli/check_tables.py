@@ -25,6 +25,8 @@ def show(report: Mapping[str, Any], console: Console) -> None:
     members = report["members"]
     if members:
         console.print(_members(members, report["main"]))
+        if adapted := [member for member in members if member["adapter"] is not None]:
+            console.print(_adapters(adapted))
         console.print(_roles(members))
         console.print(_memory(members))
     if report["common"] is not None:
@@ -61,7 +63,7 @@ def _members(members: Sequence[Mapping[str, Any]], main: str) -> Table:
         values = member["generation_config"]["values"]
         table.add_row(
             member["name"] + (" (main)" if member["name"] == main else ""),
-            member["model_type"] + _adapter(member["adapter"]),
+            member["model_type"],
             _count(member["parameters"]),
             f"{member['tokenizer_size']:,}",
             f"{member['logits_width']:,}",
@@ -75,8 +77,12 @@ def _members(members: Sequence[Mapping[str, Any]], main: str) -> Table:
     return table
 
 
-def _adapter(adapter: Mapping[str, Any] | None) -> str:
-    return f" + {adapter['model']} ({size_text(adapter['size'])})" if adapter is not None else ""
+def _adapters(members: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("Adapters", ("member", "size", "adapter"), ("size",))
+    for member in members:
+        adapter = member["adapter"]
+        table.add_row(member["name"], size_text(adapter["size"]), adapter["model"])
+    return table
 
 
 def _roles(members: Sequence[Mapping[str, Any]]) -> Table:

@@ -42,9 +42,14 @@ class Failed(Exception):
 
 
 @torch.no_grad()
-def one_member_is_generate(member: HFMember, probe: Probe) -> str:
-    """Alone, a member says what ``model.generate`` says, token for token."""
-    ends = probe.vocabularies[0].end_ids
+def one_member_is_generate(member: HFMember, probe: Probe, ends: Sequence[int]) -> str:
+    """Alone, a member says what ``model.generate`` says, token for token, and ends where it does.
+
+    Args:
+        member: The member.
+        probe: An ensemble of it alone.
+        ends: Ids that end its answers.
+    """
     count, notes = 0, []
     for prompt in PROMPTS:
         read = list(member.prompt(prompt).ids)

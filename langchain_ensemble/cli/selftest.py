@@ -83,15 +83,15 @@ def results_of(params: EnsembleParams) -> Iterator[Result]:
 def _of_one(settings: Member, member: HFMember) -> Iterator[Result]:
     params = EnsembleParams(members=(settings,), fusion="average")
     with Probe(params) as probe:
-        ends = [probe.vocabularies[0].end_ids]
+        ends = member.end_ids or probe.vocabularies[0].end_ids  # alone it ends as generate does
         yield _prove(
             "one member = generate",
             member.name,
-            lambda: proofs.one_member_is_generate(member, probe),
+            lambda: proofs.one_member_is_generate(member, probe, ends),
         )
     yield _prove("cached = uncached", member.name, lambda: proofs.cached_is_uncached(member))
     yield _prove("batch = single", member.name, lambda: proofs.batch_is_single(member))
-    yield _prove("END honoured", member.name, lambda: proofs.end_is_honoured(params, ends))
+    yield _prove("END honoured", member.name, lambda: proofs.end_is_honoured(params, [ends]))
 
 
 def _of_all(params: EnsembleParams, members: list[HFMember]) -> Iterator[Result]:

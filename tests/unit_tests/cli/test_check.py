@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 GIB = 2**30
 
@@ -231,3 +233,30 @@ def test_memory_is_that_of_the_loaded_model(invoke, pico, kind):
     assert told["members"][0]["memory"]["float32"]["weights"] == stored_bytes(folder)
     assert told["members"][0]["memory"]["float32"]["kv_cache"] > 0
     assert told["members"][0]["rollback"] == "exact"
+    assert told["members"][0]["adapter"] is None
+
+
+def test_an_adapter_is_named_with_its_size(invoke, pico, tmp_path):
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    (lora / "adapter_config.json").write_text("{}", encoding="utf-8")
+    save_file({"a": torch.zeros(300), "b": torch.zeros(2, 106)}, lora / "adapter_model.safetensors")
+    settings = {"members": {"m": {"model": str(pico("llama")), "adapter": str(lora)}}}
+    path = tmp_path / "ensemble.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    told = report(invoke("check", "-c", str(path), "--json"))
+    assert told["members"][0]["adapter"] == {"model": str(lora), "size": 2048}
+    assert "m       2.0 KiB  /" in invoke("check", "-c", str(path)).stdout
+    (lora / "adapter_model.safetensors").write_bytes(b"cut")
+    (problem,) = report(invoke("check", "-c", str(path), "--json"))["problems"]
+    assert problem["level"] == "error"
+    assert "is damaged" in problem["message"]
+
+
+def test_a_quantised_checkpoint_without_files_has_no_known_size(invoke, without_weights):
+    folder = without_weights("gpt2", 50257, quantization_config={"quant_method": "awq", "bits": 4})
+    told = report(invoke("check", "-m", folder, "--json"))
+    assert told["members"][0]["memory"]["4-bit"]["weights"] is None
+    assert told["members"][0]["quantization"] == "awq"
+    messages = [problem["message"] for problem in told["problems"]]
+    assert any("is already quantised (awq)" in message for message in messages)

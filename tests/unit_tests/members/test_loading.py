@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaTokenizer
 
 from langchain_ensemble.errors import ConfigError, MemberError, MemoryLimitError
-from langchain_ensemble.members import devices, memory
+from langchain_ensemble.members import devices, inspection, memory
 from langchain_ensemble.members.inspection import inspect_member
 from langchain_ensemble.members.loading import load_member, load_tokenizer
 from langchain_ensemble.params import Member
+from tests.hub_server import Repo, serve
 
 PEFT_WARNS = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -243,8 +245,88 @@ def test_inspection_reads_no_weights(llama: Path, monkeypatch: pytest.MonkeyPatc
     assert (info.licence, info.architecture, info.rollback) == ("mit", "LlamaForCausalLM", "exact")
     assert (info.context, info.embedding_width, info.stored) == (256, 32, "float32")
     assert (info.safetensors, info.chat_template, info.quantization) == (True, False, None)
+
+
+def test_inspection_of_a_quantised_checkpoint_goes_by_its_files(llama: Path) -> None:
+    plain = inspect_member(Member(str(llama)))
+    weights = load_file(llama / "model.safetensors")
+    packed = {
+        name: torch.zeros(w.shape[0], w.shape[1] // 8, dtype=torch.int32) if "proj" in name else w
+        for name, w in weights.items()
+    }
+    save_file(packed, llama / "model.safetensors", metadata={"format": "pt"})
     edit(llama / "config.json", quantization_config={"quant_method": "awq", "bits": 4})
-    assert inspect_member(Member(str(llama))).quantization == "awq"
+    info = inspect_member(Member(str(llama)))
+    assert info.quantization == "awq"
+    assert info.parameters == plain.parameters
+    assert info.memory["float32"] == sum(w.numel() * 4 for w in packed.values())
+    assert sorted(info.memory) == ["bfloat16", "float16", "float32"]
+    os.truncate(llama / "model.safetensors", 5000)
+    assert inspect_member(Member(str(llama))).memory == {}
+
+
+def test_inspection_measures_the_model_and_not_what_else_is_stored(llama: Path) -> None:
+    plain = inspect_member(Member(str(llama)))
+    weights = load_file(llama / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
+    save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(llama / "model.safetensors", llama / "consolidated.safetensors")
+    info = inspect_member(Member(str(llama)))
+    assert (info.parameters, info.memory) == (plain.parameters, plain.memory)
+    assert info.weight_bytes == (llama / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: [mit, apache-2.0]\n---\n", "mit, apache-2.0"),
+        ("---\r\nlicense: other\r\nlicense_name: own\r\n---\r\n", "other (own)"),
+        ("---\ntags: [x]\n---\n", None),
+        ("# No head\n", None),
+        ("---\nlicense: [mit\n---\n", "unreadable: while parsing a flow sequence"),
+    ],
+)
+def test_licence_of_a_card(tmp_path: Path, card: str, licence: str | None) -> None:
+    (tmp_path / "README.md").write_bytes(card.encode())
+    assert inspection.licence(tmp_path) == licence
+
+
+def save_lora(llama: Path, folder: Path) -> int:
+    """Save an adapter; returns the bytes of its tensors."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config).save_pretrained(folder)
+    return sum(w.nbytes for w in load_file(folder / "adapter_model.safetensors").values())
+
+
+@PEFT_WARNS
+def test_inspection_names_an_adapter(llama: Path, tmp_path: Path) -> None:
+    assert inspect_member(Member(str(llama))).adapter_bytes is None
+    lora = tmp_path / "lora"
+    size = save_lora(llama, lora)
+    info = inspect_member(Member(str(llama), adapter=str(lora)))
+    assert (info.adapter, info.adapter_bytes) == (str(lora), size)
+    (lora / "adapter_config.json").unlink()
+    with pytest.raises(MemberError, match=r"has no adapter_config\.json"):
+        inspect_member(Member(str(llama), adapter=str(lora)))
+
+
+@PEFT_WARNS
+def test_inspection_of_an_adapter_on_the_hub_reads_its_header(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = save_lora(llama, tmp_path / "lora")
+    with serve() as hub:
+        hub.repos["org/lora"] = Repo({"main": tmp_path / "lora"})
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_URL_HOSTS", frozenset({"127.0.0.1"}))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        info = inspect_member(Member(str(llama), adapter="org/lora"))
+        assert info.adapter_bytes == size
+        assert not list((tmp_path / "cache").rglob("adapter_model.safetensors"))
+        with pytest.raises(MemberError, match=r"member 'llama': 'org/gone' is no folder here"):
+            inspect_member(Member(str(llama), adapter="org/gone"))
 
 
 def test_float16_with_a_warning_where_a_gpu_has_no_bfloat16(
