@@ -104,6 +104,8 @@ def draw(
     for processor in sampling.filters:
         scores = processor(empty, scores)
     probs = torch.softmax(scores.float(), -1)
+    probs = torch.where(probs.isnan(), 0.0, probs)  # the caller sees a NaN logprob and says whose
+    probs[:, 0] += probs.sum(-1) == 0
     drawn = [
         torch.multinomial(row, 1, generator=generator)
         for row, generator in zip(probs, generators, strict=True)

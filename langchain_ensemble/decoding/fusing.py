@@ -11,6 +11,7 @@ from torch import Tensor
 
 from langchain_ensemble.decoding.choose import effective_weights
 from langchain_ensemble.decoding.protocols import Voice
+from langchain_ensemble.errors import MemberError
 from langchain_ensemble.fusion.base import (
     FusedDistribution,
     MemberDistribution,
@@ -112,6 +113,24 @@ def spread(
     return entries, wide
 
 
+def check_finite(voices: Sequence[Voice], logits: Sequence[Tensor]) -> None:
+    """Say which voice gave no numbers; called when a chosen key's log-probability is NaN.
+
+    Raises:
+        MemberError: Always, naming the member.
+    """
+    for voice, row in zip(voices, logits, strict=True):
+        bad = int(row.isnan().any(-1).sum())
+        if bad:
+            member = voice.member
+            raise MemberError(
+                f"member {member.name!r} gave NaN logits in {bad} of {len(row)} row(s) "
+                f"({member.dtype} on {member.device}); its weights are damaged or overflow: use "
+                "dtype='bfloat16' or 'float32'"
+            )
+    raise MemberError("the fusion gave NaN where every member's logits are numbers; it is at fault")
+
+
 def or_end(fused: FusedDistribution) -> FusedDistribution:
     """Where no key and no END has any mass left, only END can come."""
     dead = (fused.logprobs.amax(-1) == -torch.inf) & (fused.end == -torch.inf)
@@ -127,11 +146,11 @@ def say(voice: Voice, distribution: MemberDistribution, key: Tensor) -> Tensor:
         key: [N] on main's device.
 
     Returns:
-        [N] on main's device; -inf where the voice lacks the key.
+        [N] on main's device; -inf where the voice lacks the key, NaN where its logits are NaN.
     """
     keys, _ = keys_of(voice)
     chosen = key.to(distribution.logprobs.device)
     token = keys.from_union[chosen.clamp_min(0)]
     own = distribution.logprobs.gather(1, token.clamp_min(0)[:, None])[:, 0]
-    own = torch.where(token < 0, -torch.inf, own)
+    own = torch.where((token < 0) & ~distribution.end.isnan(), -torch.inf, own)
     return torch.where(chosen < 0, distribution.end, own).to(key.device)

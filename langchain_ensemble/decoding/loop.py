@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from math import isnan
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from langchain_ensemble.constraints.utf8 import START
 from langchain_ensemble.decoding.caches import Caches, Change
 from langchain_ensemble.decoding.choose import draw, generators_for, penalised
 from langchain_ensemble.decoding.fusing import (
+    check_finite,
     keys_of,
     or_end,
     row_weights,
@@ -83,6 +85,8 @@ class Loop:
             self._caches.prefill(self._task.prompts, self._task.request.n)
             self._check_deadline()
         chosen = self._choose_alone() if self._one_voice else self._choose_fused()
+        if any(isnan(said) for pick in chosen for said in pick.record.members.values() if said):
+            check_finite(self._task.voices, self._caches.logits)
         pieces = self._advance(chosen)
         if self.done:
             self.close()

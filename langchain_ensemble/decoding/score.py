@@ -19,7 +19,7 @@ from langchain_ensemble.decoding.fusing import keys_of, row_weights, spread, voi
 from langchain_ensemble.decoding.protocols import Voice
 from langchain_ensemble.decoding.reading import Reader, stands
 from langchain_ensemble.decoding.records import Score
-from langchain_ensemble.errors import ConfigError
+from langchain_ensemble.errors import ConfigError, MemberError
 from langchain_ensemble.fusion.base import Fuser, MemberDistribution
 from langchain_ensemble.members.base import MemberPrompt
 
@@ -127,6 +127,12 @@ class Scorer:
                 wide = spread(chunk.distributions, rows, places, num_members)
                 got, best = self._fused(chunk, fuser, wide)
             values = torch.stack([got.double(), best.double()]).cpu()
+            if bool(values[0].isnan().any()):
+                raise MemberError(
+                    f"the score is not a number: one of "
+                    f"{', '.join(repr(v.member.name) for v in self._voices)} gave NaN logits; its "
+                    "weights are damaged or overflow: use dtype='bfloat16' or 'float32'"
+                )
             total += float(values[0].sum())
             greedy = greedy and bool(values[1].all())
         num_bytes = len(self._data)
