@@ -7,8 +7,9 @@ a token. For member i and the answer's bytes ``s[:L]``
 
 over the last boundaries ``b`` the member visited; ``W_b`` is the probability of the bytes up to
 ``b`` with a token ending there, summed over the visited paths: ``W_L = sum_b W_b p_i(s[b:L] | b)``.
-The inner sums are differences of one running sum over the byte-sorted keys of a row the member
-already has, so no forward is added. c_i = 1 where tokenizers are equal (no tracker is made).
+The keys that start with given bytes stand side by side in byte order, so each inner sum is a slice
+of a row the member already has; no forward is added. Sums are taken of logarithms: what main chose
+may be as good as impossible for the member. c_i = 1 where tokenizers are equal (no tracker).
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from langchain_ensemble.fusion.base import MemberDistribution
 BOUNDARIES = 8
 
 
+Span = tuple[int, int, int, int]
+"""A visited boundary's slot, the range of keys that start with the bytes since, the exact key."""
+
+
 class BoundaryTracker:
     """The last boundaries of one member, for B rows."""
 
@@ -38,8 +43,8 @@ class BoundaryTracker:
         self._keys = keys
         self._visited: list[list[tuple[int, int]]] = [[] for _ in range(rows)]  # (position, slot)
         self._next = [0] * rows
-        self._sums: Tensor | None = None  # [B, slots, K + 1] float64
-        self._path: Tensor | None = None  # [B, slots] float64, log W_b
+        self._rows: Tensor | None = None  # [B, slots, K] log-probabilities in byte order
+        self._path: Tensor | None = None  # [B, slots] log W_b up to a constant a row
 
     def observe(
         self,
@@ -57,58 +62,50 @@ class BoundaryTracker:
         Returns:
             [B] float32, c_i of every row (1 in rows that are not active).
         """
-        device = distribution.logprobs.device
-        if self._sums is None or self._path is None:
-            rows, width = len(answers), len(self._keys.order)
-            self._sums = torch.zeros(rows, BOUNDARIES, width + 1, device=device).double()
-            self._path = torch.zeros(rows, BOUNDARIES, dtype=torch.float64, device=device)
-        lookups = [
-            self._look_up(row, answer) if on else None
-            for row, (answer, on) in enumerate(zip(answers, active, strict=True))
-        ]
-        weighed, path = self._weigh(lookups)
-        self._record(distribution, answers, active, path)
-        return weighed
+        if self._rows is None or self._path is None:
+            blank = distribution.logprobs.new_zeros
+            self._rows = blank(len(answers), BOUNDARIES, len(self._keys.order))
+            self._path = blank(len(answers), BOUNDARIES)
+        weighed, path = [], []
+        for row, (answer, on) in enumerate(zip(answers, active, strict=True)):
+            c, log_w = self._weigh(row, self._look_up(row, answer) if on else [])
+            weighed.append(c)
+            path.append(log_w)
+        self._record(distribution, answers, active, torch.stack(path))
+        return torch.stack(weighed)
 
-    def _look_up(self, row: int, answer: bytes | bytearray) -> list[tuple[int, int, int, int]]:
-        """(slot, low, high, exact + 1 or 0) of every visited boundary before the answer's end."""
+    def _look_up(self, row: int, answer: bytes | bytearray) -> list[Span]:
+        """Every visited boundary before the answer's end from which some key is still open."""
         found = []
         for position, slot in self._visited[row]:
             if position >= len(answer):
                 continue
             span = bytes(answer[position:])
             low, high = self._keys.range(span)
-            exact = self._keys.position(span)
-            found.append((slot, low, high, 0 if exact is None else exact + 1))
+            if low < high:
+                exact = self._keys.position(span)
+                found.append((slot, low, high, -1 if exact is None else exact))
         return found
 
-    def _weigh(
-        self, lookups: list[list[tuple[int, int, int, int]] | None]
-    ) -> tuple[Tensor, Tensor]:
-        """(c [B] float32, log W_L [B] float64) from the looked-up ranges."""
-        sums, path = self._tensors()
-        device = sums.device
-        index = torch.zeros(len(lookups), BOUNDARIES, 4, dtype=torch.long)
-        used = torch.zeros(len(lookups), BOUNDARIES, dtype=torch.bool)
-        for row, found in enumerate(lookups):
-            for column, entry in enumerate(found or ()):
-                index[row, column] = torch.tensor(entry)
-                used[row, column] = True
-        index, used = index.to(device), used.to(device)
-        slot, low, high, exact = index.unbind(-1)  # [B, 8] each
-        rows = torch.arange(len(lookups), device=device)[:, None]
-        through = (sums[rows, slot, high] - sums[rows, slot, low]).clamp_min(0)
-        ends = (sums[rows, slot, exact] - sums[rows, slot, (exact - 1).clamp_min(0)]).clamp_min(0)
-        ends = torch.where(exact > 0, ends, 0.0)
-        start = path[rows, slot]
-        masked = torch.where(used, start, -torch.inf)
-        whole = (masked + through.log()).logsumexp(-1)  # [B]
-        ended = (masked + ends.log()).logsumexp(-1)
-        # No path reaches this position (the start, or bytes that no key of the member spells): no
-        # key can be open here either, so the member stands at a boundary and the paths start anew.
-        fresh = whole == -torch.inf
-        c = torch.where(fresh, 1.0, (ended - whole).exp().clamp(0.0, 1.0))
-        return c.float(), torch.where(fresh, 0.0, ended)
+    def _weigh(self, row: int, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
+        """(c, log W_L) of one row."""
+        rows, path = self._tensors()
+        one, nothing = path.new_ones(()), path.new_zeros(())
+        if not spans:  # the start, or bytes that no key of the member spells: no key can be open
+            return one, nothing
+        through, ends = [], []
+        for slot, low, high, exact in spans:
+            through.append(path[row, slot] + rows[row, slot, low:high].logsumexp(0))
+            if exact >= 0:
+                ends.append(path[row, slot] + rows[row, slot, exact])
+        whole = torch.stack(through).logsumexp(0)
+        ended = torch.stack(ends).logsumexp(0) if ends else torch.full_like(whole, -torch.inf)
+        lost = whole == -torch.inf  # no path leads here: the paths start anew
+        c = torch.where(lost, one, (ended - whole).exp().clamp(0.0, 1.0))
+        # Only differences count: keep the newest sum at 0, so that long answers lose no digits.
+        base = torch.where(lost, nothing, whole)
+        path[row] -= base
+        return c, torch.where(lost, nothing, ended - base)
 
     def _record(
         self,
@@ -117,45 +114,41 @@ class BoundaryTracker:
         active: Sequence[bool],
         path: Tensor,
     ) -> None:
-        """Keep the running sum of each active row as its newest boundary."""
-        sums, paths = self._tensors()
-        rows = [row for row, on in enumerate(active) if on]
-        if not rows:
-            return
-        order = self._keys.order.to(sums.device)
-        probs = distribution.logprobs[rows][:, order].double().exp()
-        running = probs.cumsum(-1)  # [R, K]
-        for number, row in enumerate(rows):
+        """Keep each active row as its newest boundary."""
+        rows, paths = self._tensors()
+        order = self._keys.order.to(rows.device)
+        for row, on in enumerate(active):
+            if not on:
+                continue
             position = len(answers[row])
-            self._visited[row] = [(p, s) for p, s in self._visited[row] if p != position]
             slot = self._next[row] % BOUNDARIES
             self._next[row] += 1
-            self._visited[row] = [(p, s) for p, s in self._visited[row] if s != slot]
-            self._visited[row].append((position, slot))
-            sums[row, slot, 1:] = running[number]
+            kept = [(p, s) for p, s in self._visited[row] if p != position and s != slot]
+            self._visited[row] = [*kept, (position, slot)]
+            rows[row, slot] = distribution.logprobs[row, order]
             paths[row, slot] = path[row]
 
     def _tensors(self) -> tuple[Tensor, Tensor]:
-        assert self._sums is not None  # observe() made them
+        assert self._rows is not None  # observe() made them
         assert self._path is not None
-        return self._sums, self._path
+        return self._rows, self._path
 
     def mark(self) -> Any:
         """Remember the boundaries."""
-        sums = None if self._sums is None else self._sums.clone()
+        rows = None if self._rows is None else self._rows.clone()
         path = None if self._path is None else self._path.clone()
-        return [list(v) for v in self._visited], list(self._next), sums, path
+        return [list(v) for v in self._visited], list(self._next), rows, path
 
     def rollback(self, mark: Any) -> None:
         """Return to a mark (rows must be the same)."""
-        visited, following, sums, path = mark
+        visited, following, rows, path = mark
         self._visited, self._next = [list(v) for v in visited], list(following)
-        self._sums = None if sums is None else sums.clone()
+        self._rows = None if rows is None else rows.clone()
         self._path = None if path is None else path.clone()
 
     def select(self, rows: list[int]) -> None:
         """Keep, drop, reorder or repeat rows."""
         self._visited = [list(self._visited[r]) for r in rows]
         self._next = [self._next[r] for r in rows]
-        if self._sums is not None and self._path is not None:
-            self._sums, self._path = self._sums[rows], self._path[rows]
+        if self._rows is not None and self._path is not None:
+            self._rows, self._path = self._rows[rows], self._path[rows]

@@ -146,7 +146,7 @@ class Loop:
         key = torch.where(is_key, key[:, 0], -1)
         logprob = torch.where(is_key, fused.logprobs.gather(1, inside)[:, 0], fused.end)
         said = [say(v, d, key) for v, d in zip(task.voices, distributions, strict=True)]
-        packed = torch.stack([t.double() for t in (key, logprob, (weights > 0).sum(-1), *said)], -1)
+        packed = torch.stack([t.float() for t in (key, logprob, (weights > 0).sum(-1), *said)], -1)
         return [self._record(values) for values in packed.cpu().tolist()]  # the one transfer
 
     def _record(self, values: list[float]) -> Chosen:

@@ -41,7 +41,7 @@ def choose_raw(
         )
     picked = draw(scores, sampling, generators)
     logprobs = logits.gather(1, picked[:, None])[:, 0] - logits.logsumexp(-1)
-    packed = torch.stack([picked.double(), logprobs.double()], -1).cpu().tolist()
+    packed = torch.stack([picked.float(), logprobs.float()], -1).cpu().tolist()
     return [_chosen(voice, int(token), logprob) for token, logprob in packed]
 
 

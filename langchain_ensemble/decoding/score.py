@@ -17,7 +17,7 @@ from langchain_ensemble.constraints.utf8 import START, state_after
 from langchain_ensemble.decoding.boundary import BoundaryTracker
 from langchain_ensemble.decoding.fusing import keys_of, row_weights, spread, voice_distribution
 from langchain_ensemble.decoding.protocols import Voice
-from langchain_ensemble.decoding.reading import Reader, stands
+from langchain_ensemble.decoding.reading import Reader, Stand, stands
 from langchain_ensemble.decoding.records import Score
 from langchain_ensemble.errors import ConfigError, MemberError
 from langchain_ensemble.fusion.base import Fuser, MemberDistribution
@@ -67,7 +67,7 @@ class Scorer:
             int(p.text_start and v.vocabulary.dummy_prefix)
             for v, p in zip(voices, prompts, strict=True)
         ]
-        whole = main.vocabulary.encode(" " * self._lead[0] + text)
+        whole = main.vocabulary.encode(" " * self._lead[0] + text if text else "")
         if whole.unknown and len(voices) > 1:
             raise ConfigError(
                 f"member {main.member.name!r} cannot spell {whole.unknown} character(s) of "
@@ -126,7 +126,7 @@ class Scorer:
                 rows = row_weights(weights, chunk.distributions, chunk.silent, chunk.boundary)
                 wide = spread(chunk.distributions, rows, places, num_members)
                 got, best = self._fused(chunk, fuser, wide)
-            values = torch.stack([got.double(), best.double()]).cpu()
+            values = torch.stack([got.float(), best.float()]).cpu().double()
             if bool(values[0].isnan().any()):
                 raise MemberError(
                     f"the score is not a number: one of "
@@ -154,16 +154,27 @@ class Scorer:
         size = 4 * len(self._ids) * sum(v.member.logits_width for v in self._voices)
         kept: list[_Chunk] = []
         try:
-            for at in range(0, len(self._ids), ROWS_AT_ONCE):
-                chunk = self._read(at, min(at + ROWS_AT_ONCE, len(self._ids)), trackers)
+            at = 0
+            while at < len(self._ids):
+                chunk = self._read(at, self._chunk_end(at), trackers)
                 if size <= KEEP_BYTES:
                     kept.append(chunk)
                 yield chunk
+                at = chunk.end
         finally:
             for reader in self._readers:
                 reader.close()
         if size <= KEEP_BYTES:
             self._kept = kept
+
+    def _chunk_end(self, at: int) -> int:
+        """End of the rows from ``at`` on: no voice reads more than half its context in them."""
+        end = min(at + ROWS_AT_ONCE, len(self._ids))
+        for voice, plan in zip(self._voices, self._stands, strict=True):
+            limit = voice.member.context
+            while limit is not None and end > at + 1 and _reach(plan[at:end]) > limit - limit // 2:
+                end -= 1
+        return end
 
     def _read(self, at: int, end: int, trackers: Sequence[BoundaryTracker | None]) -> _Chunk:
         """Read some rows with every voice."""
@@ -229,6 +240,14 @@ class Scorer:
             here = self._stands[place][at + n] is not None
             weighed.append(tracker.observe(row, [answer], [here]))
         return torch.cat(weighed)
+
+
+def _reach(plan: Sequence[Stand | None]) -> int:
+    """How many ids a voice reads from the first to the last of some positions, tails included."""
+    stands = [stand for stand in plan if stand is not None]
+    if not stands:
+        return 0
+    return stands[-1].kept - stands[0].kept + max(len(stand.tail) for stand in stands)
 
 
 def _char_start(data: bytes, end: int) -> int:

@@ -1,0 +1,72 @@
+"""Open boundaries where the member finds main's choice as good as impossible, and long answers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from langchain_ensemble.decoding.boundary import BoundaryTracker
+from langchain_ensemble.ensemble import Ensemble
+from langchain_ensemble.fusion.base import MemberDistribution, TokenSpace
+from langchain_ensemble.params import EnsembleParams
+
+
+class Keys:
+    keys = sorted([b"a", b"b", b"ba", b"bb", b"c"])
+    order = torch.arange(5)
+
+    def range(self, prefix: bytes) -> tuple[int, int]:
+        hits = [n for n, key in enumerate(self.keys) if key.startswith(prefix)]
+        return (hits[0], hits[-1] + 1) if hits else (0, 0)
+
+    def position(self, key: bytes) -> int | None:
+        return self.keys.index(key) if key in self.keys else None
+
+
+def distribution(logits: list[float]) -> MemberDistribution:
+    logprobs = torch.log_softmax(torch.tensor([logits]), -1)
+    return MemberDistribution(TokenSpace("x", 5), logprobs, torch.tensor([-math.inf]))
+
+
+@pytest.mark.parametrize("low", [-1.0, -30.0, -36.0, -37.0, -60.0, -95.0])
+def test_tiny_probabilities_keep_their_ratio(low: float) -> None:
+    tracker = BoundaryTracker(Keys(), 1)
+    said = distribution([0.0, low - 3, low, low, low - 10])
+    assert float(tracker.observe(said, [b""], [True])) == 1.0
+    expected = math.exp(-3) / (math.exp(-3) + 2)  # "b" among "b", "ba", "bb"
+    assert float(tracker.observe(said, [b"b"], [True])) == pytest.approx(expected, rel=1e-4)
+
+
+def test_bytes_that_no_key_spells_begin_anew() -> None:
+    tracker = BoundaryTracker(Keys(), 1)
+    said = distribution([0.0, 0.0, 0.0, 0.0, 0.0])
+    tracker.observe(said, [b""], [True])
+    assert float(tracker.observe(said, [b"zz"], [True])) == 1.0
+    assert float(tracker.observe(said, [b"zzb"], [True])) == pytest.approx(1 / 3)
+
+
+def test_ten_thousand_steps_lose_no_digits() -> None:
+    tracker = BoundaryTracker(Keys(), 1)
+    said = distribution([-8.0, -9.0, -7.0, -7.5, 0.0])
+    answer = b""
+    tracker.observe(said, [answer], [True])
+    values = []
+    for step in range(10_000):
+        answer += b"b" if step % 2 else b"a"
+        answer = answer[-64:] if step == -1 else answer
+        values.append(float(tracker.observe(said, [answer], [True])))
+    assert values[-1] == pytest.approx(values[101], rel=1e-5)
+    assert values[-2] == pytest.approx(values[100], rel=1e-5)
+
+
+def test_windows_of_a_finer_auxiliary_are_read_once(shared: Path) -> None:
+    text = (shared / "text" / "tinystories" / "heldout_dev.txt").read_text()[:900]
+    folders = [str(shared / "models" / n) for n in ("stories260K", "babyllama-361")]
+    with Ensemble(EnsembleParams(members=folders, fusion="average")) as owner:
+        fused, alone = owner.score(text), owner.score(text, member="babyllama-361")
+        assert alone.windows <= fused.windows <= alone.windows + 3
+        assert owner.score("", "").logprob == 0.0
+        assert owner.score("", "", member="stories260K").tokens == 0
