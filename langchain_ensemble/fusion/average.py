@@ -95,6 +95,7 @@ class _Retelling:
         size = torch.bincount(self.head, minlength=width + 1)
         self.alone = size[self.head] == 1  # [V] a group of one needs no spreading
         self.is_head = self.head == keys
+        self.nothing_spreads = bool(self.alone[grouped].all())  # as on equal vocabularies
         # Keys that main lacks fall on their longest main prefix, or off the edge (column V).
         ids = other.own.nonzero()[:, 0]
         foreign = other.to_union[ids] >= width
@@ -113,17 +114,29 @@ class _Retelling:
             Log-mass on main's keys [N, V] (not renormalised), and what fell off the edge [N].
         """
         rows, width = main.shape
-        probs = main.exp()
-        total = probs.new_zeros(rows, width + 1).index_add_(-1, self.head, probs)
-        total = total[:, self.head].log()  # [N, V] main's mass of each key's group
-        share = torch.where(self.alone, 0.0, main - total)
-        nobody = total == -torch.inf  # main says nothing of the group: all of it stays on v
-        share = torch.where(nobody, torch.where(self.is_head, 0.0, -torch.inf), share)
-        spread = other[:, self.head_id.clamp_min(0)] + share
+        spread = other[:, self.head_id.clamp_min(0)] + self._share(main)
         spread = torch.where(self.head_id >= 0, spread, -torch.inf)
-        folded = probs.new_zeros(rows, width + 1)
+        folded = other.new_zeros(rows, width + 1)
         folded.index_add_(-1, self.fold_to, other[:, self.folded].exp())
         return torch.logaddexp(spread, folded[:, :width].log()), folded[:, width]
+
+    def _share(self, main: Tensor) -> Tensor:
+        """Log of main's probability of each key within its group, [N, V] or 0 where all are 1.
+
+        Relative to each group's best key: a group that main finds as good as impossible still has
+        its proportions.
+        """
+        if self.nothing_spreads:
+            return main.new_zeros(())
+        rows, width = main.shape
+        head = self.head.expand(rows, -1)
+        best = main.new_full((rows, width + 1), -torch.inf)
+        best = best.scatter_reduce_(-1, head, main, "amax")[:, self.head]
+        nobody = best == -torch.inf  # main says nothing of the group: all of it stays on v
+        relative = main - best.masked_fill(nobody, 0.0)
+        total = main.new_zeros(rows, width + 1).index_add_(-1, self.head, relative.exp())
+        share = torch.where(self.alone, 0.0, relative - total[:, self.head].log())
+        return torch.where(nobody, torch.where(self.is_head, 0.0, -torch.inf), share)
 
 
 class AverageFuser:

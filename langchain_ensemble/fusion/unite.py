@@ -177,17 +177,21 @@ class UniteFuser:
             ids, prefix = self._ids(candidates, keys)
             has = ids >= 0
             at = torch.where(has, ids, prefix)
-            probs = one.logprobs_at(at, keys).exp()
-            probs = torch.where(share[:, i, None] > 0, probs, 0.0)
-            direct.append((probs, has))
+            said = one.logprobs_at(at, keys)
+            said = torch.where(share[:, i, None] > 0, said, -torch.inf)
+            direct.append((said, has))
             falls_on.append(at)
-        spoken = [torch.where(has, p, 0.0) * share[:, i, None] for i, (p, has) in enumerate(direct)]
+        spoken = [
+            torch.where(has, said, -torch.inf) + share[:, i, None].log()
+            for i, (said, has) in enumerate(direct)
+        ]
         mass = []
-        for i, (probs, has) in enumerate(direct):
-            others = sum(
-                (s for j, s in enumerate(spoken) if j != i), torch.zeros_like(candidates).float()
+        for i, (said, has) in enumerate(direct):
+            others = [s for j, s in enumerate(spoken) if j != i]
+            said_by_others = (
+                torch.stack(others).logsumexp(0) if others else torch.full_like(said, -torch.inf)
             )
-            mass.append(probs * _divide(falls_on[i], has, others))
+            mass.append(said.exp() * _divide(falls_on[i], has, said_by_others))
         ends = [
             torch.where(share[:, i] > 0, one.end.exp(), 0.0) for i, one in enumerate(distributions)
         ]
@@ -241,16 +245,16 @@ def _divide(falls_on: Tensor, has: Tensor, others: Tensor) -> Tensor:
     Args:
         falls_on: [N, S] the member's id under each candidate, -1 where it has none.
         has: [N, S] bool, the candidate is that key itself.
-        others: [N, S] the other members' weighted probabilities of the candidates.
+        others: [N, S] log of the other members' weighted probabilities of the candidates.
 
     Returns:
         [N, S] shares; those of one key sum to 1.
     """
     together = (falls_on[:, :, None] == falls_on[:, None, :]) & (falls_on >= 0)[:, None, :]
-    pair = together.to(others.dtype)  # [N, S, S]
-    total = (pair * others[:, None, :]).sum(-1)
-    count = pair.sum(-1)
-    itself = (pair * has.to(pair.dtype)[:, None, :]).sum(-1) > 0  # the key is a candidate
-    nobody = torch.where(itself, has.to(pair.dtype), 1.0 / count.clamp_min(1.0))
-    share = torch.where(total > 0, others / total.clamp_min(TINY), nobody)
+    total = others[:, None, :].masked_fill(~together, -torch.inf).logsumexp(-1)  # [N, S]
+    silent = total == -torch.inf
+    itself = (together & has[:, None, :]).any(-1)  # the key is a candidate
+    even = 1.0 / together.sum(-1).clamp_min(1)
+    nobody = torch.where(itself, has.to(others.dtype), even.to(others.dtype))
+    share = torch.where(silent, nobody, (others - total.masked_fill(silent, 0.0)).exp())
     return torch.where(falls_on >= 0, share, 0.0)

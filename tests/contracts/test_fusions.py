@@ -154,7 +154,7 @@ class TestAUsersOwnFusion(FusionContract):
 
 
 seeds = st.integers(min_value=0, max_value=2**31)
-scales = st.sampled_from([0.5, 2.0, 6.0])
+scales = st.sampled_from([0.5, 2.0, 6.0, 20.0, 40.0])
 
 
 @given(seed=seeds, members=st.integers(2, 4), scale=scales)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -81,13 +82,13 @@ def test_average_of_a_member_with_nothing_left_is_the_others() -> None:
         _near(fused.logprobs.exp(), [0.3, 0.6])
 
 
-def test_average_where_main_says_nothing_of_a_group() -> None:
-    """All of it stays on the key itself."""
+def test_average_where_main_says_next_to_nothing_of_a_group() -> None:
+    """Its proportions hold all the same, below what a float32 probability can be."""
     alignment = toy_alignment([[b"a", b"ab", b"b"], [b"a", b"b"]])
-    said = _say(alignment, [1e-45, 0.0, 1.0], [0.5, 0.5], ends=[0.0, 0.0])
-    said[0].logprobs[0, :2] = -200.0
+    said = _say(alignment, [0.5, 0.0, 0.5], [0.5, 0.5], ends=[0.0, 0.0])
+    said[0].logprobs[0] = torch.tensor([-200.0, -200.0 - math.log(3), 0.0])
     fused = _fuse(Average(mean="arithmetic"), alignment, said)
-    _near(fused.logprobs.exp(), [0.25, 0.0, 0.75])
+    _near(fused.logprobs.exp(), [0.25 * 3 / 4, 0.25 / 4, 0.75])
 
 
 def test_geometric_mean_on_equal_vocabularies_is_the_ordinary_one() -> None:
@@ -138,15 +139,15 @@ def test_unite_renormalises_over_the_candidates() -> None:
     _near(fused.logprobs.exp(), [(0.5 / 0.7 + 0.2 / 0.7) / 2, (0.1 / 0.7 + 0.4 / 0.7) / 2])
 
 
-def test_unite_where_the_others_give_the_candidates_nothing() -> None:
-    """Main's "a" goes to "a" if that is a candidate, else evenly to those that fall on it."""
+def test_unite_where_the_others_give_the_candidates_next_to_nothing() -> None:
+    """Main's "a" is divided in the others' proportions, however small they are."""
     alignment = toy_alignment([[b"a", b"b"], [b"ac", b"ad"]])
     said = _say(alignment, [0.4, 0.6], [0.5, 0.5], ends=[0.0, 1.0])
-    said[1].logprobs[0] = -200.0  # candidates, but nothing in float32
+    said[1].logprobs[0] = -200.0  # candidates whose probability is 0 in float32
     itself = _fuse(Unite(union_k=2), alignment, said)
     assert itself.keys is not None
     assert itself.keys[0].tolist() == [0, 1, 2, 3]
-    _near(itself.logprobs.exp(), [0.2, 0.3, 0.0, 0.0])
+    _near(itself.logprobs.exp(), [0.0, 0.3, 0.1, 0.1])
     third = toy_alignment([[b"a", b"b"], [b"ac"], [b"ad"]])
     said = [*_say(third, [0.4, 0.6], [1.0], [1.0], ends=[0.0, 1.0, 1.0])]
     said[1].logprobs[0], said[2].logprobs[0] = -200.0, -200.0
