@@ -20,6 +20,7 @@ finite; what main masks stays masked.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -43,6 +44,8 @@ from langchain_ensemble.fusion.voices import (
     voices,
     weighted_log_sum,
 )
+
+logger = logging.getLogger(__name__)
 
 _MEANS = ("geometric", "arithmetic")
 
@@ -73,8 +76,18 @@ class Average:
         return {"mean": self.mean}
 
     def prepare(self, context: FusionContext) -> AverageFuser:
-        """Build one group index a pair."""
-        return AverageFuser(self, context.alignment)
+        """Build one group index a pair; says what of a member main has no part of."""
+        fuser = AverageFuser(self, context.alignment)
+        for keys, count in fuser.lost():
+            logger.warning(
+                "fusion='average': main %r has not even the first byte of %d of member %r's %d "
+                "keys; their probability is dropped and the row renormalised",
+                context.alignment.main.name,
+                count,
+                keys.name,
+                int(keys.own.sum()),
+            )
+        return fuser
 
 
 class _Retelling:
@@ -82,7 +95,7 @@ class _Retelling:
 
     def __init__(self, main: MemberKeys, other: MemberKeys) -> None:
         """Turn the two key tables into the group index and the fold index."""
-        width = main.width
+        self.width = width = main.width
         keys = torch.arange(width, device=main.own.device)
         # Group of a main key: the auxiliary's own key, else its longest prefix; as a main id.
         falls_on = torch.where(
@@ -173,6 +186,12 @@ class AverageFuser:
         """Log-probability of one union key a row, finite where main can say it."""
         got = self(distributions, weights).logprob_of(targets)
         return finite_score(got, distributions[0], targets, self._alignment)
+
+    def lost(self) -> list[tuple[MemberKeys, int]]:
+        """Members with keys that nothing of main's begins, and how many those are."""
+        others = self._alignment.members[1:]
+        counts = [int((retell.fold_to == retell.width).sum()) for retell in self._retell]
+        return [(keys, count) for keys, count in zip(others, counts, strict=True) if count]
 
     def dropped(self, distributions: Sequence[MemberDistribution | None]) -> Tensor:
         """Share of each member's mass on keys of which main has not even the first part.

@@ -69,8 +69,19 @@ class HFMember:
         return self._lease.value.module
 
     def prompt(self, text: str) -> MemberPrompt:
-        """Tokenise a raw prompt as Hugging Face does; see :func:`raw_prompt`."""
-        return raw_prompt(self.name, self.tokenizer, text, self.context)
+        """Tokenise a raw prompt as Hugging Face does; see :func:`raw_prompt`.
+
+        Raises:
+            MemberError: The tokenizer gives an id that the model has no embedding for.
+        """
+        made = raw_prompt(self.name, self.tokenizer, text, self.context)
+        rows = getattr(self.module.get_input_embeddings(), "num_embeddings", None)
+        if rows is not None and max(made.ids) >= rows:
+            raise MemberError(
+                f"member {self.name!r}: its tokenizer gives id {max(made.ids)}, its model has "
+                f"{rows} embeddings; tokenizer and weights are not of one model"
+            )
+        return made
 
     def session(self) -> MemberSession:
         """A fresh, empty session.

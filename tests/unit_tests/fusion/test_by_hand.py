@@ -209,3 +209,12 @@ def test_gac_gate_leaves_a_sure_main_alone() -> None:
     _near(_fuse(Gac(threshold=0.85), alignment, said).logprobs.exp(), [0.45, 0.45])
     ending = _say(alignment, [0.1, 0.1], [0.45, 0.45], ends=[0.8, 0.1])
     assert float(_fuse(Gac(threshold=0.75), alignment, ending).end.exp()) == pytest.approx(0.8)
+
+
+def test_average_says_what_main_has_no_part_of(caplog: pytest.LogCaptureFixture) -> None:
+    alignment = toy_alignment([[b"a", b"b"], [b"a", b"x", b"xy"]])
+    with caplog.at_level("WARNING", logger="langchain_ensemble"):
+        fuser = Average().prepare(_context(alignment))
+    assert "2 of member" in caplog.text
+    said = _say(alignment, [0.5, 0.5], [0.4, 0.5, 0.1], ends=[0.0, 0.0])
+    assert fuser.dropped(said)[0].tolist() == pytest.approx([0.0, 0.6])

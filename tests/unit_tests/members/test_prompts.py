@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from tokenizers import processors
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from langchain_ensemble.errors import ConfigError
+from langchain_ensemble.errors import ConfigError, MemberError
+from langchain_ensemble.members.huggingface import HFMember
 from langchain_ensemble.members.prompts import raw_prompt
 
 TEXTS = (
@@ -119,3 +120,18 @@ def test_a_megabyte_is_counted_in_seconds(name: str, tokenizer: Callable[[str], 
     with pytest.raises(ConfigError, match=r"prompt of \d{6} tokens is longer"):
         raw_prompt("m", tokenizer(name), text, 4096)
     assert time.monotonic() - started < 30
+
+
+def test_an_id_without_an_embedding_is_refused(shared: Path) -> None:
+    folder = shared / "models" / "stories260K"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    member = HFMember.wrap(LlamaForCausalLM(config), tokenizer, name="narrow")
+    with pytest.raises(MemberError, match=r"'narrow': its tokenizer gives id \d+.* 300 embeddings"):
+        member.prompt("Once upon a time")
