@@ -21,7 +21,7 @@ from langchain_ensemble.decoding.records import Answer, Score
 from langchain_ensemble.decoding.score import Scorer
 from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
-from langchain_ensemble.fusion import get_fusion
+from langchain_ensemble.fusion import get_fusion, prepare
 from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext, MemberKeys
 from langchain_ensemble.members.base import LoadedMember
 from langchain_ensemble.members.loading import load_members, load_tokenizer
@@ -32,7 +32,7 @@ from langchain_ensemble.store import Store
 from langchain_ensemble.vocab.alignment import Aligned, align, check_common
 from langchain_ensemble.vocab.pair_table import pair_table
 from langchain_ensemble.vocab.sorted_keys import SortedKeys
-from langchain_ensemble.vocab.vocabulary import Vocabulary
+from langchain_ensemble.vocab.vocabulary import Vocabulary, check_text
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class Ensemble:
             remember=self._store.remember,
             on_progress=on_progress,
         )
-        return self.fusion.prepare(context)
+        return prepare(self.fusion, context)
 
     # requests
 
@@ -273,6 +273,7 @@ class Ensemble:
         Raises:
             ConfigError: Unknown member, wrong weights, or a text that main cannot spell.
         """
+        check_text(text)
         built = self._ready()
         places, shares = self._voices_with_weight(weights)
         if member is not None:

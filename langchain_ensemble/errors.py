@@ -13,8 +13,9 @@ Every message says who, what is, what was needed and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class EnsembleError(Exception):
@@ -74,3 +75,23 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
 
 class EnsembleWarning(UserWarning):
     """Something that the caller should know, and that is no error."""
+
+
+def one_line(owner: str, problems: Iterable[Mapping[str, Any]]) -> str:
+    """Say in one line what a validation found, with the values, but never an access token.
+
+    Args:
+        owner: Class name for the message.
+        problems: What pydantic's ``ValidationError.errors()`` gives.
+
+    Returns:
+        One line.
+    """
+    parts = []
+    for item in problems:
+        where = ".".join(str(p) for p in item["loc"])
+        message = str(item["msg"]).removeprefix("Value error, ")
+        hidden = "token" in where or item["type"] == "missing"  # the input is all settings then
+        value = "" if hidden else f"={item['input']!r}"
+        parts.append(f"{where}{value}: {message}" if where else message)
+    return f"{owner}: " + "; ".join(parts)

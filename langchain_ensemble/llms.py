@@ -300,7 +300,8 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         """Give main's token ids of a text, without control ids; no weights are loaded."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        return self.engine.token_ids(text)
+        counted = self._lease.attach(self.params, self._fusion_object)  # no user of the weights
+        return counted.engine().token_ids(text)
 
     @classmethod
     def demo(cls, **settings: Any) -> Self:

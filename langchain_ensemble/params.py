@@ -6,6 +6,7 @@ Pydantic and the standard library only; no torch. All three classes are frozen a
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,10 +20,12 @@ from pydantic import (
     model_validator,
 )
 
-from langchain_ensemble.errors import ConfigError, unknown_name
+from langchain_ensemble.errors import ConfigError, one_line, unknown_name
 
 FUSIONS = ("average", "deepen", "gac", "unite")
 """Names of the fusions that the package ships (``fusion.FUSIONS`` holds the classes)."""
+
+WEIGHTS = "'uniform', a mapping name -> weight, or one weight a member"
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -42,7 +45,7 @@ class _Settings(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            problem = one_line(type(self).__name__, error)
+            problem = one_line(type(self).__name__, error.errors())
         if problem is not None:  # not chained: pydantic's error would keep its owner alive
             raise ConfigError(problem)
 
@@ -51,16 +54,6 @@ class _Settings(BaseModel):
         for name, value in super().__repr_args__():
             if name is None or value != type(self).model_fields[name].default:
                 yield name, value
-
-
-def one_line(owner: str, error: ValidationError) -> str:
-    """Say in one line what pydantic found, with the values."""
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(p) for p in item["loc"])
-        message = str(item["msg"]).removeprefix("Value error, ")
-        parts.append(f"{where}={item['input']!r}: {message}" if where else message)
-    return f"{owner}: " + "; ".join(parts)
 
 
 class Member(_Settings):
@@ -99,11 +92,17 @@ class Member(_Settings):
     chat_template: str | None = None
     system: str | None = None
 
-    def __init__(self, model: str | None = None, /, **data: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str] | None = None, /, **data: Any) -> None:
         if model is not None:
             if "model" in data:
                 raise ConfigError(f"Member: model given twice, {model!r} and {data['model']!r}")
             data["model"] = model
+        if isinstance(data.get("model"), os.PathLike):
+            data["model"] = os.fspath(data["model"])
+        if not data.get("model"):
+            raise ConfigError(
+                f"member {data.get('name') or ''!r} has no model; give a Hub id or a folder"
+            )
         super().__init__(**data)
 
     @field_serializer("token", when_used="json")
@@ -200,7 +199,7 @@ class RequestParams(_Settings):
     n: int = 1
     stop: tuple[str, ...] = ()
     timeout: float | None = None
-    weights: Literal["uniform"] | dict[str, float] | tuple[float, ...] = "uniform"
+    weights: str | dict[str, float] | tuple[float, ...] = "uniform"
     logprobs: bool = False
 
     @model_validator(mode="after")
@@ -215,6 +214,11 @@ class RequestParams(_Settings):
             ("n", self.n >= 1, "at least 1"),
             ("timeout", self.timeout is None or self.timeout > 0, "above 0 seconds, or None"),
             ("stop", all(self.stop), "non-empty strings"),
+            (
+                "weights",
+                not isinstance(self.weights, str) or self.weights == "uniform",
+                "'uniform', a mapping name -> weight, or a list",
+            ),
         )
         for name, good, needed in rules:
             if not good:
@@ -239,21 +243,22 @@ def name_members(value: Any) -> tuple[Member, ...]:
     Raises:
         ConfigError: No members, a name given twice, or a form that is not known.
     """
-    if isinstance(value, (str, Member)) or not isinstance(value, (Mapping, Sequence)):
+    if isinstance(value, (str, Member, os.PathLike)) or not isinstance(value, (Mapping, Sequence)):
         raise ConfigError(
             f"members is {value!r}; give a list of Hub ids or folders, or a mapping name -> id"
         )
     pairs: list[tuple[str | None, Any]] = (
-        [(str(k), v) for k, v in value.items()]
-        if isinstance(value, Mapping)
-        else [(None, v) for v in value]
+        list(value.items()) if isinstance(value, Mapping) else [(None, v) for v in value]
     )
+    for key, _ in pairs:
+        if key is not None and (not isinstance(key, str) or not key):
+            raise ConfigError(f"a member is called {key!r}; a name must be a non-empty text")
     if not pairs:
         raise ConfigError("members is empty; an ensemble needs at least one member")
     members: list[Member] = []
-    reserved = [name for name, _ in pairs if name]
-    for key, item in pairs:
-        member = _read_member(key, item)
+    read = [(key, _read_member(key, item)) for key, item in pairs]
+    reserved = [name for key, member in read if (name := key or member.name)]
+    for key, member in read:
         name = key or member.name or _free_name(member.model, reserved, members)
         if any(m.name == name for m in members):
             raise ConfigError(f"two members are called {name!r}; names must be unique")
@@ -264,10 +269,10 @@ def name_members(value: Any) -> tuple[Member, ...]:
 def _read_member(key: str | None, item: Any) -> Member:
     if isinstance(item, Member):
         member = item
-    elif isinstance(item, str):
-        member = Member(item)
+    elif isinstance(item, (str, os.PathLike)):
+        member = Member(item, **({} if key is None else {"name": key}))
     elif isinstance(item, Mapping):
-        member = Member(**item)
+        member = Member(**({"name": key, **item} if key is not None else item))
     else:
         raise ConfigError(
             f"member {key or item!r} is {item!r}; give a Hub id, a folder or Member(...)"

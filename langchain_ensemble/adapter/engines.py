@@ -8,6 +8,7 @@ one of them does. The import of ``ensemble`` (seconds: torch, transformers) happ
 
 from __future__ import annotations
 
+import sys
 import threading
 import uuid
 import warnings
@@ -43,8 +44,10 @@ def build_engine(params: EnsembleParams, fusion: Any | None) -> Ensemble:
 
 
 def _free(engine: Ensemble) -> None:
-    # the garbage collector may call this while its thread holds any lock: another thread unloads
-    threading.Thread(target=engine.unload, name="ensemble-unload", daemon=True).start()
+    # The garbage collector may call this while its thread holds any lock: another thread unloads.
+    # Not a daemon: one that is inside torch while the interpreter shuts down aborts the process.
+    if not sys.is_finalizing():
+        threading.Thread(target=engine.unload, name="ensemble-unload").start()
 
 
 class _User:
@@ -75,6 +78,14 @@ class _Handle:
     def warn_of_chat_templates(self) -> None:
         with self._lock:
             engine, warned, self._warned = self._engine, self._warned, True
+        systems = [] if warned else [m.name for m in self.params.members if m.system]
+        if systems:
+            warnings.warn(
+                f"system= of members {', '.join(map(repr, systems))} has no effect on raw text; "
+                "write it into the prompt",
+                EnsembleWarning,
+                stacklevel=2,
+            )
         names = [] if warned or engine is None else engine.chat_templates()
         if names:
             warnings.warn(

@@ -25,14 +25,13 @@ from langchain_ensemble.adapter.settings import (
     read_overrides,
     read_settings,
 )
-from langchain_ensemble.errors import ConfigError, unknown_name
+from langchain_ensemble.errors import ConfigError, one_line, unknown_name
 from langchain_ensemble.params import (
     DEFAULT_MAX_TOKENS,
     EnsembleParams,
     Member,
     RequestParams,
     name_members,
-    one_line,
     resolve_weights,
 )
 
@@ -104,7 +103,7 @@ class EnsembleFields(Serializable):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            wrong = one_line(owner, error)
+            wrong = one_line(owner, error.errors())
         if wrong is not None:  # not chained: the collector cannot free what a ValidationError holds
             raise ConfigError(wrong)
         if self.device is not None and self.device_map is not None:

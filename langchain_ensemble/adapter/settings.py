@@ -35,6 +35,17 @@ PER_CALL = tuple(RequestParams.model_fields)
 CONFIG_FIELDS = (*(name for name in FIXED if name not in ("members", "hf_token")), *PER_CALL)
 """What a configuration holds beside members; no secret."""
 
+FUSION_SETTINGS = {
+    "average": ("mean",),
+    "deepen": (
+        *("search_steps", "search_lr", "anchors"),
+        *("support_mass", "support_cap", "dense", "precision"),
+    ),
+    "gac": ("threshold",),
+    "unite": ("union_k",),
+}
+"""Names of each fusion's settings; what they may be is checked by the fusion, with torch."""
+
 ALIASES = {"max_new_tokens": "max_tokens"}
 
 
@@ -62,6 +73,8 @@ def read_settings(owner: str, given: Mapping[str, Any], known: Iterable[str]) ->
         settings["members"] = name_members(settings["members"])
     if "fusion" in settings:
         settings["fusion"] = read_fusion(settings["fusion"])
+    if "stop" in settings and settings["stop"] is None:
+        settings["stop"] = ()
     if isinstance(settings.get("stop"), str):
         settings["stop"] = (settings["stop"],)
     token = settings.get("hf_token")
@@ -126,6 +139,12 @@ def read_fusion(fusion: Any) -> Any:
     if isinstance(fusion, str):
         return fusion
     if isinstance(fusion, Mapping):
+        name = fusion.get("name")
+        for setting in fusion:
+            if setting != "name" and name in FUSION_SETTINGS:
+                known = FUSION_SETTINGS[name]
+                if setting not in known:
+                    raise ConfigError(unknown_name(f"setting of fusion={name!r}", setting, known))
         return dict(fusion)
     missing = [n for n in ("name", "needs", "settings", "prepare") if not hasattr(fusion, n)]
     if missing or isinstance(fusion, type):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from langchain_ensemble.decoding.choose import effective_weights
 from langchain_ensemble.decoding.protocols import Voice
-from langchain_ensemble.errors import MemberError
+from langchain_ensemble.errors import ConfigError, MemberError
 from langchain_ensemble.fusion.base import (
     FusedDistribution,
     MemberDistribution,
@@ -133,6 +133,10 @@ def check_finite(voices: Sequence[Voice], logits: Sequence[Tensor]) -> None:
 
 def or_end(fused: FusedDistribution) -> FusedDistribution:
     """Where no key and no END has any mass left, only END can come."""
+    if not isinstance(fused, FusedDistribution):
+        raise ConfigError(
+            f"the fusion gave a {type(fused).__name__}; a fusion gives a FusedDistribution"
+        )
     dead = (fused.logprobs.amax(-1) == -torch.inf) & (fused.end == -torch.inf)
     return replace(fused, end=torch.where(dead, 0.0, fused.end))
 

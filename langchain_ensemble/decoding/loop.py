@@ -57,6 +57,19 @@ class Loop:
         self._read = [[len(p.ids) for p in prompt] for prompt in self._prompts]
         self._deadline = None if request.timeout is None else time.monotonic() + request.timeout
 
+    def _warn_unknown_prompts(self) -> None:
+        """Say once a request what of the prompts reaches a voice as its unk id."""
+        for place, voice in enumerate(self._task.voices):
+            unk = voice.vocabulary.unk_id
+            count = sum(
+                prompt[place].ids.count(unk) for prompt in self._task.prompts if unk is not None
+            )
+            if count:
+                self._task.warn(
+                    f"member {voice.member.name!r} cannot spell all of the prompt(s): {count} of "
+                    "its ids are its unk id"
+                )
+
     def _tracks(self, prompt: Sequence[MemberPrompt]) -> list[Track]:
         return [
             Track(v.vocabulary, v.pairs, lead=int(p.text_start and v.vocabulary.dummy_prefix))
@@ -82,10 +95,13 @@ class Loop:
             return []
         self._check_deadline()
         if not self._caches.opened:
+            self._warn_unknown_prompts()
             self._caches.prefill(self._task.prompts, self._task.request.n)
             self._check_deadline()
         chosen = self._choose_alone() if self._one_voice else self._choose_fused()
-        if any(isnan(said) for pick in chosen for said in pick.record.members.values() if said):
+        records = [pick.record for pick in chosen]
+        said = [value for record in records for value in record.members.values() if value]
+        if any(isnan(value) for value in (*said, *(record.logprob for record in records))):
             check_finite(self._task.voices, self._caches.logits)
         pieces = self._advance(chosen)
         if self.done:

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import START, state_after
 from langchain_ensemble.decoding.boundary import BoundaryTracker
-from langchain_ensemble.decoding.fusing import keys_of, row_weights, spread, voice_distribution
+from langchain_ensemble.decoding.fusing import (
+    check_finite,
+    keys_of,
+    row_weights,
+    spread,
+    voice_distribution,
+)
 from langchain_ensemble.decoding.protocols import Voice
 from langchain_ensemble.decoding.reading import Reader, Stand, stands
 from langchain_ensemble.decoding.records import Score
@@ -68,7 +74,7 @@ class Scorer:
             for v, p in zip(voices, prompts, strict=True)
         ]
         whole = main.vocabulary.encode(" " * self._lead[0] + text if text else "")
-        if whole.unknown and len(voices) > 1:
+        if whole.unknown:
             raise ConfigError(
                 f"member {main.member.name!r} cannot spell {whole.unknown} character(s) of "
                 "the text; choose another main= or remove them"
@@ -128,11 +134,7 @@ class Scorer:
                 got, best = self._fused(chunk, fuser, wide)
             values = torch.stack([got.float(), best.float()]).cpu().double()
             if bool(values[0].isnan().any()):
-                raise MemberError(
-                    f"the score is not a number: one of "
-                    f"{', '.join(repr(v.member.name) for v in self._voices)} gave NaN logits; its "
-                    "weights are damaged or overflow: use dtype='bfloat16' or 'float32'"
-                )
+                raise MemberError("the fusion gave a score that is not a number; it is at fault")
             total += float(values[0].sum())
             greedy = greedy and bool(values[1].all())
         num_bytes = len(self._data)
@@ -182,6 +184,8 @@ class Scorer:
             reader.logits(plan[at:end])
             for reader, plan in zip(self._readers, self._stands, strict=True)
         ]
+        if any(bool(rows.isnan().any()) for rows in logits):
+            check_finite(self._voices, logits)
         if len(self._voices) == 1:
             return _Chunk(at, end, logits[0], [], [], [])
         distributions, silent, boundary = [], [], []

@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_ensemble.errors import ConfigError, unknown_name
 from langchain_ensemble.fusion.average import Average
-from langchain_ensemble.fusion.base import Fusion
+from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext
 from langchain_ensemble.fusion.deepen import Deepen
 from langchain_ensemble.fusion.gac import Gac
 from langchain_ensemble.fusion.unite import Unite
@@ -46,4 +46,26 @@ def get_fusion(spec: str | Mapping[str, Any]) -> Fusion:
     return kind(**settings)
 
 
-__all__ = ["FUSIONS", "Average", "Deepen", "Fusion", "Gac", "Unite", "get_fusion"]
+def prepare(fusion: Fusion, context: FusionContext) -> Fuser:
+    """Make a fusion ready, and hold a user's own object to the protocol.
+
+    Args:
+        fusion: The fusion.
+        context: What it may use.
+
+    Returns:
+        What it made.
+
+    Raises:
+        ConfigError: Something of the protocol is missing.
+    """
+    fuser = fusion.prepare(context)
+    if not callable(fuser) or not callable(getattr(fuser, "score", None)):
+        raise ConfigError(
+            f"fusion {fusion.name!r}: prepare() gave a {type(fuser).__name__}; it must give an "
+            "object that can be called and has score(distributions, weights, targets)"
+        )
+    return fuser
+
+
+__all__ = ["FUSIONS", "Average", "Deepen", "Fusion", "Gac", "Unite", "get_fusion", "prepare"]

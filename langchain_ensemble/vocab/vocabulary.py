@@ -282,8 +282,10 @@ def check_text(text: str) -> None:
         text: Any string.
 
     Raises:
-        ConfigError: It has a lone surrogate.
+        ConfigError: It is no text, or has a lone surrogate.
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"the text is a {type(text).__name__}; give a str")
     try:
         text.encode()
     except UnicodeEncodeError as error:
