@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from langchain_ensemble.adapter.outputs import ending_info, logprob_entries
+from langchain_ensemble.decoding.records import Finish, TokenRecord, Usage
 from langchain_ensemble.params import FUSIONS, EnsembleParams, Member, RequestParams
+from langchain_ensemble.testing import FusionContract
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,11 +34,55 @@ def snippets(language: str) -> list[tuple[str, str]]:
 PYTHON = snippets("python")
 
 
+BETA = pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
+
+
+@BETA
 @pytest.mark.parametrize("code", [c for _, c in PYTHON], ids=[n for n, _ in PYTHON])
 def test_snippet_runs_offline(code, capsys):
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
     printed = capsys.readouterr().out
     assert bool(printed.strip()) == ("print(" in code)
+
+
+def test_documented_fusion_keeps_the_laws(tmp_path):
+    (code,) = [c for name, c in PYTHON if name.startswith("fusions.md") and "Fuser:" in c]
+    (contract,) = [c for name, c in snippets("py") if name.startswith("fusions.md")]
+    (tmp_path / "surest.py").write_text(code.split("\n\nllm = ")[0], "utf-8")
+    (tmp_path / "test_surest.py").write_text(contract, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "test_surest.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTEST_ADDOPTS": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    laws = [name for name in dir(FusionContract) if name.startswith("test_")]
+    passed = int(re.search(r"(\d+) passed", done.stdout)[1])
+    assert passed >= len(laws) - 1, done.stdout  # all but the oracle, which it does not give
+    assert set(re.findall(r"SKIPPED \[\d+\] .*: (.*)", done.stdout)) == {"no oracle given"}
+
+
+@BETA
+def test_documented_dump_comes_back_equal(capsys):
+    (code,) = [c for _, c in PYTHON if "dumps(llm)" in c]
+    exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+    assert capsys.readouterr().out == "True\n"
+
+
+def test_settings_page_names_what_comes_back():
+    page = (ROOT / "docs/settings.md").read_text("utf-8")
+    section = page.split("## What comes back beside the text")[1].split("\n## ")[0]
+    rows = set(re.findall(r"^\| `(\w+)` \|", section, re.M))
+    usage = Usage(1, 1, 1, 1)
+    info = ending_info(Finish("stop", "x", b"\xc3", "small"), usage, "gac(small)")
+    assert rows == {*info, "logprobs"}
+    step = TokenRecord(1, b"a", -0.5, {"small": None}, True)
+    named = {*info["usage"], *info["ensemble"], *logprob_entries([step])[0]}
+    assert sorted(name for name in named if f"`{name}`" not in section) == []
 
 
 def test_first_snippet_is_six_lines_and_says_what_it_should(capsys):
@@ -106,7 +154,7 @@ def test_first_sentence_is_the_projects_description():
 
 @pytest.mark.parametrize("settings", [Member, EnsembleParams, RequestParams])
 def test_settings_page_names_every_setting_and_its_default(settings):
-    page = (ROOT / "docs/settings.md").read_text("utf-8")
+    page = (ROOT / "docs/settings.md").read_text("utf-8").split("## What comes back")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, re.M))
     for name, field in settings.model_fields.items():
         assert name in rows, name
