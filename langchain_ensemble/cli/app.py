@@ -13,7 +13,7 @@ import typer
 
 from langchain_ensemble._version import __version__
 from langchain_ensemble.cli.console import USAGE, OneLineGroup, say, use_utf8
-from langchain_ensemble.cli.options import make_ensemble, read_prompt
+from langchain_ensemble.cli.options import make_ensemble, one_config, read_prompt
 
 app = typer.Typer(
     name="langchain-ensemble",
@@ -31,7 +31,7 @@ Members = Annotated[
     typer.Option("-m", "--member", metavar="NAME=ID", help="A member: Hub id or folder; repeat."),
 ]
 Config = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option("-c", "--config", metavar="FILE", help="Members and settings, as to_config()."),
 ]
 Fusion = Annotated[
@@ -92,7 +92,7 @@ def run(
     """Stream one answer: the text alone on stdout."""
     llm = make_ensemble(
         member,
-        config,
+        one_config(config),
         fusion=fusion,
         weights=weights,
         main=main,
@@ -118,7 +118,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Tell, without reading weights, whether these members fit together."""
-    llm = make_ensemble(member, config, fusion=fusion, main=main)
+    llm = make_ensemble(member, one_config(config), fusion=fusion, main=main)
     raise typer.Exit(_lazy("check").check(llm, as_json=as_json))
 
 
@@ -127,7 +127,7 @@ def selftest(
     member: Members = None, config: Config = None, fusion: Fusion = None, main: Main = None
 ) -> None:
     """Load these members and prove that they decode right, alone and together."""
-    llm = make_ensemble(member, config, fusion=fusion, main=main)
+    llm = make_ensemble(member, one_config(config), fusion=fusion, main=main)
     raise typer.Exit(_lazy("selftest").selftest(llm))
 
 
@@ -142,7 +142,7 @@ def cache_warm(
     member: Members = None, config: Config = None, fusion: Fusion = None, main: Main = None
 ) -> None:
     """Build now what the fusion of these members needs."""
-    _lazy("cache").warm(make_ensemble(member, config, fusion=fusion, main=main))
+    _lazy("cache").warm(make_ensemble(member, one_config(config), fusion=fusion, main=main))
 
 
 @cache_app.command("list")

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typer.core import TyperGroup
 
+from langchain_ensemble.cli.streams import CannotWriteError, checked_stdout, our_notices
 from langchain_ensemble.errors import ConfigError, EnsembleError, EnsembleWarning
 
 GOOD, BAD, USAGE = 0, 1, 2
@@ -51,7 +52,7 @@ class OneLineGroup(TyperGroup):
 
         if not standalone_mode:
             return command()
-        with _our_warnings():
+        with _our_warnings(), our_notices():
             code = _guarded(command)
         sys.exit(code)
 
@@ -59,8 +60,8 @@ class OneLineGroup(TyperGroup):
 def _guarded(command: Callable[[], Any]) -> int:
     """Run a command; its exit code. Errors that nobody foresaw keep their traceback."""
     try:
-        code = command()
-        sys.stdout.flush()
+        with checked_stdout():
+            code = command()
         return code if isinstance(code, int) else GOOD
     except _UsageError as error:
         say_error(error.format_message())  # type: ignore[attr-defined]
@@ -70,6 +71,10 @@ def _guarded(command: Callable[[], Any]) -> int:
         return USAGE
     except EnsembleError as error:
         say_error(str(error))
+        return BAD
+    except CannotWriteError as error:
+        if not isinstance(error.__cause__, BrokenPipeError):  # a reader that leaves has enough
+            say_error(str(error))
         return BAD
     except typer.Abort:
         say_error("interrupted")

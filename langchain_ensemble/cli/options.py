@@ -54,6 +54,26 @@ def make_ensemble(
     return EnsembleLLM(**{**settings, **given})
 
 
+def one_config(paths: Sequence[Path] | None) -> Path | None:
+    """Give the one configuration file of a command line, if there is one.
+
+    Args:
+        paths: What ``-c`` was given, in order.
+
+    Raises:
+        ConfigError: More than one.
+    """
+    if not paths:
+        return None
+    if len(paths) > 1:
+        named = ", ".join(repr(str(path)) for path in paths)
+        raise ConfigError(
+            f"-c is given {len(paths)} times ({named}), where one file is read; put all settings "
+            "into one file"
+        )
+    return paths[0]
+
+
 def read_members(items: Sequence[str]) -> list[Member]:
     """Read ``name=id`` or ``id``; a folder's path may hold ``=`` itself.
 
@@ -112,11 +132,11 @@ def read_prompt(prompt: str | None) -> str:
     """Give the prompt of the line, or else stdin without the newline that ends it.
 
     Raises:
-        ConfigError: No prompt and stdin is a terminal, or stdin is not UTF-8.
+        ConfigError: No prompt and stdin is a terminal or closed, or stdin is not UTF-8.
     """
     if prompt is not None and prompt != "-":
         return prompt
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError('no prompt; give it as "text" or send it on stdin')
     data = sys.stdin.buffer.read()
     try:

@@ -9,6 +9,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.outputs import LLMResult
 
 from langchain_ensemble.cli.console import Bars, say, say_json, stderr
+from langchain_ensemble.errors import DeadlineError
 from langchain_ensemble.llms import EnsembleLLM
 
 
@@ -29,21 +30,41 @@ def run(llm: EnsembleLLM, prompt: str, *, as_json: bool) -> None:
         llm: The ensemble.
         prompt: The prompt.
         as_json: Write one JSON object at the end instead of the text as it comes.
+
+    Raises:
+        DeadlineError: ``timeout`` passed; what was decoded is on stdout, or nothing of it as JSON.
     """
     with llm:
         with Bars() as bars:
             llm.engine.load(bars)
         ending = _Ending()
-        texts = []
-        for text in llm.stream(prompt, config={"callbacks": [ending]}):
-            texts.append(text)
-            if not as_json:
-                say(text)
+        texts: list[str] = []
+        try:
+            for text in llm.stream(prompt, config={"callbacks": [ending]}):
+                texts.append(text)
+                if not as_json:
+                    say(text)
+        except DeadlineError as error:
+            raise _late(error, llm.timeout, "".join(texts), as_json) from error
     if as_json:
         say_json({"prompt": prompt, "text": "".join(texts), **ending.info})
     elif sys.stdout.isatty():
         say("\n")
         stderr().print(_summary(ending.info), style="dim")
+
+
+def _late(error: DeadlineError, timeout: float | None, said: str, as_json: bool) -> DeadlineError:
+    """Write what was held back, and say where the text is: a shell has no ``.partial``."""
+    whole = error.partial[0] if error.partial else said
+    where = "no JSON is written for a part of an answer; without --json it is streamed"
+    if not as_json:
+        say(whole.removeprefix(said) if whole.startswith(said) else "")
+        where = "what was decoded until then is on stdout" if whole else "nothing was decoded"
+    return DeadlineError(
+        f"the timeout of {timeout:g} s passed before the answer was complete: {where}; "
+        "raise --timeout or lower --max-tokens",
+        error.partial,
+    )
 
 
 def _summary(info: dict[str, Any]) -> str:

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
-from langchain_ensemble import EnsembleLLM
+from langchain_ensemble import DeadlineError, EnsembleLLM
 from langchain_ensemble.cli.options import make_ensemble
+from langchain_ensemble.cli.run import run as run_of
 
 PROMPT = "Once upon a time, there was a little"
 
@@ -103,7 +106,26 @@ def test_a_deadline_is_exit_1_after_what_was_said(invoke, members):
     result = invoke("run", PROMPT, *members, "--timeout", "0.0001")
     assert result.exit_code == 1
     assert "timeout of 0.0001 s passed" in result.stderr
+    assert "nothing was decoded" in result.stderr
+    assert ".partial" not in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_late_answer_is_on_stdout_as_far_as_it_goes(monkeypatch, capsys):
+    """The last character is still held back when the deadline passes."""
+
+    def stream(*_: object, **__: object):
+        yield "one tw"
+        raise DeadlineError("late (the partial text is in .partial)", ["one two"])
+
+    engine = SimpleNamespace(load=lambda _: None)
+    llm = MagicMock(engine=engine, stream=stream, timeout=2.0)
+    with pytest.raises(DeadlineError, match=r"2 s passed .* is on stdout; raise --timeout"):
+        run_of(llm, "", as_json=False)
+    assert capsys.readouterr().out == "one two"
+    with pytest.raises(DeadlineError, match="no JSON is written"):
+        run_of(llm, "", as_json=True)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_warning_is_one_line(invoke, members):
