@@ -38,7 +38,7 @@ test: $(GROUPS)             ## the whole suite, at most 12 minutes on 2 cores
 
 acceptance: $(GROUPS)       ## ten times the random cases, and the long soaks; the log is committed
 	ACCEPTANCE=10 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout 3600 --durations 25 \
-		-m "not gpu and not network" $(ARGS) 2>&1 | tee benchmarks/acceptance.log
+		-m "not gpu and not network" $(ARGS) 2>&1 | sed -u "s,$(CURDIR),.,g" | tee benchmarks/acceptance.log
 
 lint: $(GROUPS)
 	$(BIN)/ruff check .

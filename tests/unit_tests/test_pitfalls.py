@@ -134,6 +134,9 @@ class Breaks(Unite):
                     raise ArithmeticError("third step")
                 return fuser(*args)
 
+            def score(self, *args: Any) -> Any:
+                return fuser.score(*args)
+
         return Fuser()
 
 
