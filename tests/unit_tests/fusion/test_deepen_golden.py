@@ -52,8 +52,8 @@ class Golden:
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> Golden:
-    return Golden(shared / "golden" / "deepen")
+def golden() -> Golden:
+    return Golden(Path(__file__).parents[2] / "golden" / "deepen")
 
 
 def _near(got: Tensor, wanted: Tensor, atol: float) -> None:

@@ -40,15 +40,18 @@ NAMES = (
 )
 
 
+GOLDEN = Path(__file__).parents[2] / "golden" / "unite"
+
+
 @pytest.fixture(scope="module")
-def cases(shared: Path) -> dict[str, Any]:
-    listed = json.loads((shared / "golden" / "unite" / "cases.json").read_text())
+def cases() -> dict[str, Any]:
+    listed = json.loads((GOLDEN / "cases.json").read_text())
     return {case["name"]: case for case in listed}
 
 
 @pytest.fixture(scope="module")
-def tensors(shared: Path) -> dict[str, Tensor]:
-    return load_file(shared / "golden" / "unite" / "cases.safetensors")
+def tensors() -> dict[str, Tensor]:
+    return load_file(GOLDEN / "cases.safetensors")
 
 
 @pytest.fixture(scope="module")
