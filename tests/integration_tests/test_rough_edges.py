@@ -100,6 +100,15 @@ class TestMembers:
             with pytest.raises(ConfigError):
                 name_members(bad)
 
+    @pytest.mark.parametrize("device_map", [{"": "cpu"}, "auto", "cpu"])
+    def test_a_device_map_changes_no_word(self, shared: Path, device_map: Any) -> None:
+        path = folder(shared, "stories260K")
+        spread = Member(path, device_map=device_map, dtype="float32")
+        plain = EnsembleLLM(members=[path], max_tokens=8).invoke(PROMPT)
+        assert EnsembleLLM(members=[spread], max_tokens=8).invoke(PROMPT) == plain
+        with pytest.raises(ConfigError, match=r"device='cpu' and device_map='auto'; give one"):
+            Member(path, device="cpu", device_map="auto")
+
     def test_a_system_prompt_says_that_it_has_no_effect(self, shared: Path) -> None:
         llm = EnsembleLLM(
             members=[Member(folder(shared, "stories260K"), system="Be kind.")], max_tokens=2
