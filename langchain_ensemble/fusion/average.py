@@ -126,12 +126,23 @@ class _Retelling:
         Returns:
             Log-mass on main's keys [N, V] (not renormalised), and what fell off the edge [N].
         """
-        rows, width = main.shape
+        width = main.shape[-1]
         spread = other[:, self.head_id.clamp_min(0)] + self._share(main)
         spread = torch.where(self.head_id >= 0, spread, -torch.inf)
-        folded = other.new_zeros(rows, width + 1)
-        folded.index_add_(-1, self.fold_to, other[:, self.folded].exp())
-        return torch.logaddexp(spread, folded[:, :width].log()), folded[:, width]
+        folded = self._fold(other)
+        return torch.logaddexp(spread, folded[:, :width]), folded[:, width].exp()
+
+    def _fold(self, other: Tensor) -> Tensor:
+        """Log of what each main key gets of keys that main lacks, [N, V + 1]; -inf: nothing."""
+        rows, ids = len(other), self.folded
+        fold_to = self.fold_to.expand(rows, -1)
+        best = other.new_full((rows, self.width + 1), -torch.inf)
+        best = best.scatter_reduce_(-1, fold_to, other[:, ids], "amax")
+        base = best.masked_fill(best == -torch.inf, 0.0)
+        total = torch.zeros_like(best).index_add_(
+            -1, self.fold_to, (other[:, ids] - base[:, self.fold_to]).exp()
+        )
+        return torch.where(best == -torch.inf, best, base + total.log())
 
     def _share(self, main: Tensor) -> Tensor:
         """Log of main's probability of each key within its group, [N, V] or 0 where all are 1.

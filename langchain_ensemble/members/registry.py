@@ -39,9 +39,10 @@ _entries: dict[Hashable, _Entry] = {}
 class Lease(Generic[T]):
     """A share in a value of the registry; give it back with :meth:`release`."""
 
-    def __init__(self, key: Hashable | None, value: T) -> None:
-        """Hold one count of a key."""
+    def __init__(self, key: Hashable | None, value: T, entry: _Entry | None = None) -> None:
+        """Hold one count of a key's entry; None holds a value that nobody shares."""
         self._key: Hashable | None = key
+        self._entry = entry
         self._value: T | None = value
         self._pid = os.getpid()
 
@@ -66,13 +67,13 @@ class Lease(Generic[T]):
         if self._value is None:
             return
         self._value = None
-        if self._key is None or self._pid != os.getpid():
+        entry = self._entry
+        if entry is None or self._pid != os.getpid():
             return
         with _guard:
-            entry = _entries[self._key]
             entry.users -= 1
             last = entry.users == 0
-            if last:
+            if last and _entries.get(self._key) is entry:
                 del _entries[self._key]
         if last:
             entry.value = None
@@ -105,7 +106,7 @@ def acquire(key: Hashable, load: Callable[[], T]) -> Lease[T]:
             if entry.users == 0:
                 del _entries[key]
         raise
-    return Lease(key, entry.value)
+    return Lease(key, entry.value, entry)
 
 
 def held() -> dict[Hashable, int]:

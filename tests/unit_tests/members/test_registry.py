@@ -23,6 +23,12 @@ from langchain_ensemble.members.loading import load_member, load_members
 from langchain_ensemble.params import Member
 
 
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry of its own: other tests of the process may still hold weights."""
+    monkeypatch.setattr(registry, "_entries", {})
+
+
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Folders that transformers really read weights from."""
