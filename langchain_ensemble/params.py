@@ -175,7 +175,7 @@ class RequestParams(_Settings):
     """What may change from one request to the next.
 
     Attributes:
-        max_tokens: Decode steps at most.
+        max_tokens: Decode steps at most; None: what the context leaves.
         temperature: 0 is greedy.
         top_p: Nucleus of the fused distribution; 1 is off.
         top_k: Most probable keys kept; 0 is off. Not UniTE's ``union_k``.
@@ -189,7 +189,7 @@ class RequestParams(_Settings):
         logprobs: Whether per-token logprobs are returned.
     """
 
-    max_tokens: int = DEFAULT_MAX_TOKENS
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -205,7 +205,7 @@ class RequestParams(_Settings):
     @model_validator(mode="after")
     def _in_range(self) -> RequestParams:
         rules: tuple[tuple[str, bool, str], ...] = (
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1, or None"),
             ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k >= 0, "at least 0 (0 is off)"),

@@ -120,8 +120,8 @@ class Loop:
         steps = max(len(row.records) for row in self.rows)
         self.close()
         raise DeadlineError(
-            f"timeout of {self._task.request.timeout} s passed after {steps} decode steps of at "
-            f"most {self._task.request.max_tokens}; raise timeout= or lower max_tokens= "
+            f"timeout of {self._task.request.timeout} s passed after {steps} decode steps "
+            f"(max_tokens={self._task.request.max_tokens}); raise timeout= or lower max_tokens= "
             "(the partial text is in .partial)",
             partial,
         )
@@ -212,7 +212,8 @@ class Loop:
             row.tracks[0].append(pick.key)
             return None
         plan = self._ids(row, pick, pick.key if whole and len(row.records) > 1 else None)
-        if row.finish is None and len(row.records) >= self._task.request.max_tokens:
+        limit = self._task.request.max_tokens
+        if row.finish is None and limit is not None and len(row.records) >= limit:
             row.finish = Finish("length")
         if row.finish is not None:
             return None

@@ -37,12 +37,35 @@ class Finish:
         stop: The stop string that matched, None for END or length.
         dropped: Left-over bytes of an incomplete character at the end.
         full_member: Name of the member whose context was full, when that ended the row.
+        unfinished: Whether a grammar or a tool call was cut before it was complete.
     """
 
     reason: FinishReason
     stop: str | None = None
     dropped: bytes = b""
     full_member: str | None = None
+    unfinished: bool = False
+
+
+Channel = Literal["text", "thought", "call"]
+"""What a piece belongs to: the answer, a member's private thinking, a tool call."""
+
+
+@dataclass(frozen=True)
+class CallDelta:
+    """A fragment of a tool call.
+
+    Attributes:
+        index: Number of the call in the answer, from 0.
+        name: The tool's name, on the call's first fragment only.
+        arguments: New characters of the arguments' JSON.
+        done: Set on the call's last fragment, when the call is complete and its JSON is valid.
+    """
+
+    index: int
+    name: str | None = None
+    arguments: str = ""
+    done: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,15 +74,21 @@ class Piece:
 
     Attributes:
         row: Row number: prompt ``row // n``, answer ``row % n``.
-        text: New text, may be empty; the pieces of a row joined are its answer.
+        text: New text, may be empty; the pieces of a row and a channel joined are its answer.
         tokens: The decode steps since the last piece of the row.
         finish: Set on the row's last piece.
+        channel: What ``text`` belongs to; raw answers have ``"text"`` only.
+        member: Whose thought it is, for ``channel="thought"``.
+        calls: Fragments of tool calls; ``text`` is empty then.
     """
 
     row: int
     text: str
     tokens: tuple[TokenRecord, ...] = ()
     finish: Finish | None = None
+    channel: Channel = "text"
+    member: str | None = None
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True)

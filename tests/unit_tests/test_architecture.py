@@ -17,7 +17,10 @@ MAX_LINES = 350
 MAX_FUNCTION = 60  # lines without the docstring
 
 EVERYTHING = None
-ADAPTER = ("adapter", "ensemble", "params", "errors", "_version", "decoding.records", "demo")
+ADAPTER = (
+    *("adapter", "ensemble", "params", "errors", "_version", "decoding.records", "demo"),
+    *("chat.conversation", "constraints.grammar"),  # plain data
+)
 
 INSIDE: dict[str, tuple[str, ...] | None] = {
     "_version": (),
@@ -29,8 +32,10 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "members": ("errors", "params", "store"),
     "constraints": ("errors",),
     "decoding": ("errors", "params", "constraints", "fusion.base", "members.base"),
+    "chat": ("errors", "params", "constraints.grammar", "vocab", "members.base"),
     "ensemble": (
         *("errors", "params", "store", "fusion", "vocab", "members", "constraints", "decoding"),
+        "chat",
     ),
     "adapter": ADAPTER,
     "llms": ADAPTER,
@@ -52,7 +57,8 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
         *("torch", "transformers", "huggingface_hub", "safetensors", "accelerate", "peft"),
         *("jinja2", "psutil", "filelock"),
     ),
-    "constraints": ("torch",),
+    "constraints": ("torch", "xgrammar", "llguidance"),
+    "chat": ("jinja2", "transformers"),
     "decoding": ("torch",),
     "ensemble": ("torch",),
     "adapter": ("langchain_core", "pydantic", "yaml"),
