@@ -8,49 +8,28 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
-import torch
-
-from langchain_ensemble.constraints.utf8 import REJECT, START, next_states
+from langchain_ensemble.building import Built, Progress, build
 from langchain_ensemble.decoding.engine import Decoding, Engine
-from langchain_ensemble.decoding.protocols import Sampling, Voice
+from langchain_ensemble.decoding.protocols import Sampling
 from langchain_ensemble.decoding.records import Answer, Score
 from langchain_ensemble.decoding.score import Scorer
 from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
-from langchain_ensemble.fusion import get_fusion, prepare
-from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext, MemberKeys
+from langchain_ensemble.fusion import get_fusion
+from langchain_ensemble.fusion.base import Fusion
 from langchain_ensemble.members.base import LoadedMember
 from langchain_ensemble.members.loading import load_members, load_tokenizer
 from langchain_ensemble.members.sampling import filters, penalty
 from langchain_ensemble.members.sources import locate
 from langchain_ensemble.params import EnsembleParams, RequestParams, resolve_weights
 from langchain_ensemble.store import Store
-from langchain_ensemble.vocab.alignment import Aligned, align, check_common
-from langchain_ensemble.vocab.pair_table import pair_table
-from langchain_ensemble.vocab.sorted_keys import SortedKeys
 from langchain_ensemble.vocab.vocabulary import Vocabulary, check_text
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class _Built:
-    """Everything that exists once weights are loaded. Tuples have main first."""
-
-    members: tuple[LoadedMember, ...]
-    voices: tuple[Voice, ...]
-    fuser: Fuser | None
-    key_bytes: Sequence[bytes | None]
-
-    @property
-    def device(self) -> torch.device:
-        return self.members[0].device
 
 
 class Ensemble:
@@ -73,7 +52,7 @@ class Ensemble:
         self._engine = Engine()
         self._store = Store()
         self._lock = threading.RLock()
-        self._built: _Built | None = None
+        self._built: Built | None = None
         self._scorer: tuple[tuple[str, str, tuple[int, ...]], Scorer] | None = None
         self._main_vocabulary: Vocabulary | None = None
 
@@ -98,7 +77,7 @@ class Ensemble:
         self._ready(on_progress)
         return self
 
-    def _ready(self, on_progress: Progress | None = None) -> _Built:
+    def _ready(self, on_progress: Progress | None = None) -> Built:
         with self._lock:
             if self._built is None:
                 members = load_members(self.params.ordered)
@@ -127,82 +106,9 @@ class Ensemble:
         """Unload."""
         self.unload()
 
-    def _build(self, members: Sequence[LoadedMember], on_progress: Progress | None) -> _Built:
-        vocabularies = [
-            Vocabulary(
-                m.tokenizer, width=m.logits_width, end_ids=m.end_ids, chat_template=m.chat_template
-            )
-            for m in members
-        ]
-        if len(members) == 1:
-            voice = Voice(members[0], vocabularies[0], None, None, None, None, verbatim=True)
-            return _Built(tuple(members), (voice,), None, ())
-        self._check_needs(members)
-        device = members[0].device
-        named = [(m.name, v) for m, v in zip(members, vocabularies, strict=True)]
-        aligned = align(named, device=device)
-        check_common(aligned, self.fusion.needs.min_common, self.fusion.name)
-        voices = tuple(
-            self._voice(m, v, keys, vocabularies[0], aligned)
-            for m, v, keys in zip(members, vocabularies, aligned.alignment.members, strict=True)
-        )
-        fuser = self._prepare(members, aligned, device, on_progress)
-        return _Built(tuple(members), voices, fuser, aligned.key_bytes)
-
-    def _check_needs(self, members: Sequence[LoadedMember]) -> None:
-        needs = self.fusion.needs
-        for member in members:
-            if needs.logprobs == "dense" and member.gives != "dense":
-                raise ConfigError(
-                    f"fusion={self.fusion.name!r} needs every logit of every member; member "
-                    f"{member.name!r} gives only its best ones. Use fusion='unite'"
-                )
-
-    def _voice(
-        self,
-        member: LoadedMember,
-        vocabulary: Vocabulary,
-        keys: MemberKeys,
-        main: Vocabulary,
-        aligned: Aligned,
-    ) -> Voice:
-        verbatim = vocabulary.content_hash == main.content_hash
-        states = next_states(vocabulary.token_bytes).to(member.device)  # [8, V_i]
-        allowed = states != REJECT
-        allowed[START, keys.end_ids.to(member.device)] = True
-        allowed[1:, keys.end_ids.to(member.device)] = False  # no END inside a character
-        if (
-            not verbatim
-        ):  # a key that main lacks cannot be held by main unless it is whole characters
-            foreign = keys.to_union.to(member.device) >= main.width
-            allowed[START] &= ~foreign | (states[START] == START)
-        weigh = self.params.open_boundaries == "discount" and not verbatim
-        return Voice(
-            member=member,
-            vocabulary=vocabulary,
-            keys=keys.to(member.device),
-            allowed=allowed,
-            sorted_keys=SortedKeys(vocabulary) if weigh else None,
-            pairs=None if verbatim else pair_table(aligned, vocabulary, self._store.remember),
-            verbatim=verbatim,
-        )
-
-    def _prepare(
-        self,
-        members: Sequence[LoadedMember],
-        aligned: Aligned,
-        device: torch.device,
-        on_progress: Progress | None,
-    ) -> Fuser:
-        context = FusionContext(
-            alignment=aligned.alignment,
-            embeddings=lambda i: members[i].embeddings(),
-            embedding_hashes=lambda i: members[i].weights_hash,
-            device=device,
-            remember=self._store.remember,
-            on_progress=on_progress,
-        )
-        return prepare(self.fusion, context)
+    def _build(self, members: Sequence[LoadedMember], on_progress: Progress | None) -> Built:
+        how = self.params.open_boundaries
+        return build(members, self.fusion, how, self._store, on_progress)
 
     # requests
 
@@ -292,7 +198,7 @@ class Ensemble:
                 self._scorer = (key, scorer)
             return score
 
-    def _new_scorer(self, built: _Built, text: str, prompt: str, places: Sequence[int]) -> Scorer:
+    def _new_scorer(self, built: Built, text: str, prompt: str, places: Sequence[int]) -> Scorer:
         voices = [built.voices[p] for p in places]
         if len(voices) == 1:  # alone it is main, and its own ids are walked
             voices = [replace(voices[0], verbatim=True)]

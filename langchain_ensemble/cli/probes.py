@@ -8,10 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from langchain_ensemble.building import Progress
 from langchain_ensemble.decoding.protocols import VocabularyLike
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 from langchain_ensemble.decoding.state import Row
-from langchain_ensemble.ensemble import Ensemble, Progress
+from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.members.base import LoadedMember, MemberSession
 from langchain_ensemble.params import EnsembleParams, RequestParams
 

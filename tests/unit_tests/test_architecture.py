@@ -17,6 +17,10 @@ MAX_LINES = 350
 MAX_FUNCTION = 60  # lines without the docstring
 
 EVERYTHING = None
+ENGINE = (
+    *("errors", "params", "store", "fusion", "vocab", "members", "constraints", "decoding"),
+    "chat",
+)
 ADAPTER = (
     *("adapter", "ensemble", "params", "errors", "_version", "decoding.records", "demo"),
     *("chat.conversation", "constraints.grammar"),  # plain data
@@ -33,10 +37,9 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "constraints": ("errors",),
     "decoding": ("errors", "params", "constraints", "fusion.base", "members.base"),
     "chat": ("errors", "params", "constraints.grammar", "vocab", "members.base"),
-    "ensemble": (
-        *("errors", "params", "store", "fusion", "vocab", "members", "constraints", "decoding"),
-        "chat",
-    ),
+    "building": ENGINE,
+    "turn": ENGINE,
+    "ensemble": (*ENGINE, "building", "turn"),
     "adapter": ADAPTER,
     "llms": ADAPTER,
     "chat_models": ADAPTER,
@@ -60,6 +63,8 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "constraints": ("torch", "xgrammar", "llguidance"),
     "chat": ("jinja2", "transformers"),
     "decoding": ("torch",),
+    "building": ("torch",),
+    "turn": ("torch",),
     "ensemble": ("torch",),
     "adapter": ("langchain_core", "pydantic", "yaml"),
     "llms": ("langchain_core", "pydantic"),

@@ -1,0 +1,132 @@
+"""From loaded members to voices, an alignment and a prepared fusion: everything made once.
+
+Main is first everywhere below. No request is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from langchain_ensemble.constraints.utf8 import REJECT, START, next_states
+from langchain_ensemble.decoding.protocols import Voice
+from langchain_ensemble.errors import ConfigError
+from langchain_ensemble.fusion import prepare
+from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext, MemberKeys
+from langchain_ensemble.members.base import LoadedMember
+from langchain_ensemble.store import Store
+from langchain_ensemble.vocab.alignment import Aligned, align, check_common
+from langchain_ensemble.vocab.pair_table import pair_table
+from langchain_ensemble.vocab.sorted_keys import SortedKeys
+from langchain_ensemble.vocab.vocabulary import Vocabulary
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    """Everything that exists once weights are loaded. Tuples have main first."""
+
+    members: tuple[LoadedMember, ...]
+    vocabularies: tuple[Vocabulary, ...]
+    voices: tuple[Voice, ...]
+    fuser: Fuser | None
+    key_bytes: Sequence[bytes | None]
+
+    @property
+    def names(self) -> list[str]:
+        """The members' names, main first."""
+        return [member.name for member in self.members]
+
+
+def build(
+    members: Sequence[LoadedMember],
+    fusion: Fusion,
+    open_boundaries: Literal["discount", "vote"],
+    store: Store,
+    on_progress: Progress | None,
+) -> Built:
+    """Read the tokenizers, align them and prepare the fusion.
+
+    Args:
+        members: Loaded, main first.
+        fusion: The fusion.
+        open_boundaries: Whether an auxiliary inside a token of its own votes with less weight.
+        store: Where pair tables and the fusion's tables are remembered.
+        on_progress: Called with (stage, done, total) in long loops.
+
+    Returns:
+        What requests need.
+
+    Raises:
+        ConfigError: The fusion needs more than a member gives.
+        VocabularyError: The members share too few tokens for the fusion.
+    """
+    vocabularies = tuple(
+        Vocabulary(
+            m.tokenizer, width=m.logits_width, end_ids=m.end_ids, chat_template=m.chat_template
+        )
+        for m in members
+    )
+    if len(members) == 1:
+        voice = Voice(members[0], vocabularies[0], None, None, None, None, verbatim=True)
+        return Built(tuple(members), vocabularies, (voice,), None, ())
+    _check_needs(members, fusion)
+    device = members[0].device
+    named = [(m.name, v) for m, v in zip(members, vocabularies, strict=True)]
+    aligned = align(named, device=device)
+    check_common(aligned, fusion.needs.min_common, fusion.name)
+    voices = tuple(
+        _voice(m, v, keys, vocabularies[0], aligned, open_boundaries, store)
+        for m, v, keys in zip(members, vocabularies, aligned.alignment.members, strict=True)
+    )
+    context = FusionContext(
+        alignment=aligned.alignment,
+        embeddings=lambda i: members[i].embeddings(),
+        embedding_hashes=lambda i: members[i].weights_hash,
+        device=device,
+        remember=store.remember,
+        on_progress=on_progress,
+    )
+    fuser = prepare(fusion, context)
+    return Built(tuple(members), vocabularies, voices, fuser, aligned.key_bytes)
+
+
+def _check_needs(members: Sequence[LoadedMember], fusion: Fusion) -> None:
+    for member in members:
+        if fusion.needs.logprobs == "dense" and member.gives != "dense":
+            raise ConfigError(
+                f"fusion={fusion.name!r} needs every logit of every member; member "
+                f"{member.name!r} gives only its best ones. Use fusion='unite'"
+            )
+
+
+def _voice(
+    member: LoadedMember,
+    vocabulary: Vocabulary,
+    keys: MemberKeys,
+    main: Vocabulary,
+    aligned: Aligned,
+    open_boundaries: Literal["discount", "vote"],
+    store: Store,
+) -> Voice:
+    verbatim = vocabulary.content_hash == main.content_hash
+    states = next_states(vocabulary.token_bytes).to(member.device)  # [8, V_i]
+    allowed = states != REJECT
+    ends = keys.end_ids.to(member.device)
+    allowed[START, ends] = True
+    allowed[1:, ends] = False  # no END inside a character
+    if not verbatim:  # a key that main lacks cannot be held by main unless it is whole characters
+        foreign = keys.to_union.to(member.device) >= main.width
+        allowed[START] &= ~foreign | (states[START] == START)
+    weigh = open_boundaries == "discount" and not verbatim
+    return Voice(
+        member=member,
+        vocabulary=vocabulary,
+        keys=keys.to(member.device),
+        allowed=allowed,
+        sorted_keys=SortedKeys(vocabulary) if weigh else None,
+        pairs=None if verbatim else pair_table(aligned, vocabulary, store.remember),
+        verbatim=verbatim,
+    )
