@@ -101,6 +101,7 @@ class Usage:
         steps: Decode steps.
         fused_steps: Decode steps in which more than one member had a say.
         member_tokens: Ids that each member read, prompt and answer, re-runs included. By name.
+        thought_tokens: Those of ``completion_tokens`` that are main's thinking.
     """
 
     prompt_tokens: int
@@ -108,6 +109,7 @@ class Usage:
     steps: int
     fused_steps: int
     member_tokens: dict[str, int] = field(default_factory=dict)
+    thought_tokens: int = 0
 
 
 @dataclass(frozen=True)
