@@ -13,11 +13,14 @@ from langchain_ensemble._version import __version__
 from langchain_ensemble.errors import (
     CacheError,
     ConfigError,
+    ContextError,
     DeadlineError,
+    DownloadError,
     EnsembleError,
     EnsembleWarning,
     MemberError,
     MemoryLimitError,
+    UnfinishedError,
     VocabularyError,
 )
 from langchain_ensemble.llms import EnsembleLLM
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
 __all__ = [
     "CacheError",
     "ConfigError",
+    "ContextError",
     "DeadlineError",
+    "DownloadError",
     "Ensemble",
     "EnsembleError",
     "EnsembleLLM",
@@ -37,6 +42,7 @@ __all__ = [
     "Member",
     "MemberError",
     "MemoryLimitError",
+    "UnfinishedError",
     "VocabularyError",
     "__version__",
 ]

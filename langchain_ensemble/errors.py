@@ -2,11 +2,14 @@
 
     EnsembleError
     ├── ConfigError (ValueError)          what the caller asked for cannot be
+    │   └── ContextError                  a prompt does not fit a member, with the numbers
     ├── VocabularyError (ValueError)      these members' tokenizers do not fit
     ├── MemberError (RuntimeError)        one member cannot be found, loaded or run
-    │   └── MemoryLimitError              it does not fit, with the numbers
+    │   ├── MemoryLimitError              it does not fit, with the numbers
+    │   └── DownloadError                 the network failed on the way; trying again may help
     ├── CacheError (RuntimeError)         the disk cache cannot be used
-    └── DeadlineError (TimeoutError)      ``timeout`` passed; carries what was decoded
+    ├── DeadlineError (TimeoutError)      ``timeout`` passed; carries what was decoded
+    └── UnfinishedError (ValueError)      a structured answer was cut; carries what was decoded
 
 Every message says who, what is, what was needed and what to do.
 """
@@ -26,6 +29,21 @@ class ConfigError(EnsembleError, ValueError):
     """What the caller asked for is contradictory, unknown or impossible."""
 
 
+class ContextError(ConfigError):
+    """A prompt does not fit a member's context.
+
+    Attributes:
+        member: The member's name.
+        length: Tokens of the prompt, in the member's ids.
+        limit: Tokens that the member can hold.
+    """
+
+    def __init__(self, message: str, *, member: str = "", length: int = 0, limit: int = 0) -> None:
+        """Keep the numbers beside the message."""
+        super().__init__(message)
+        self.member, self.length, self.limit = member, length, limit
+
+
 class VocabularyError(EnsembleError, ValueError):
     """Two members' vocabularies do not fit the fusion that was asked for."""
 
@@ -36,6 +54,10 @@ class MemberError(EnsembleError, RuntimeError):
 
 class MemoryLimitError(MemberError):
     """A member, a cache or a table does not fit the device."""
+
+
+class DownloadError(MemberError):
+    """A download broke off; nothing half-written is used, and trying again may help."""
 
 
 class CacheError(EnsembleError, RuntimeError):
@@ -53,6 +75,19 @@ class DeadlineError(EnsembleError, TimeoutError):
         """Keep the partial answers beside the message."""
         super().__init__(message)
         self.partial: list[str] = list(partial or [])
+
+
+class UnfinishedError(EnsembleError, ValueError):
+    """An answer that has to obey a grammar was cut before it was complete.
+
+    Attributes:
+        partial: What was decoded so far; no valid object.
+    """
+
+    def __init__(self, message: str, partial: str = "") -> None:
+        """Keep the partial answer beside the message."""
+        super().__init__(message)
+        self.partial = partial
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars as hub_bars_off
 from huggingface_hub.utils.tqdm import enable_progress_bars as hub_bars_on
 from transformers.utils import logging as transformers_logging
 
-from langchain_ensemble.errors import MemberError
+from langchain_ensemble.errors import DownloadError, MemberError
 from langchain_ensemble.params import Member
 
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
@@ -73,12 +73,12 @@ def explained(member: Member, repo: str | None = None) -> Iterator[None]:
             "folder that can, or fill the cache beforehand"
         ) from error
     except HTTP_ERROR as error:
-        raise MemberError(
+        raise DownloadError(
             f"{who} could not be read from the Hub: {first_line(error)}; nothing half-written is "
             "used, try again"
         ) from error
     except OSError as error:
-        raise MemberError(
+        raise DownloadError(
             f"{who} could not be downloaded: {first_line(error)}; nothing half-written is used, "
             "try again"
         ) from error

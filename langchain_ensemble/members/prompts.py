@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_ensemble.errors import ConfigError
+from langchain_ensemble.errors import ConfigError, ContextError
 from langchain_ensemble.members.base import MemberPrompt
 
 DOCUMENT_ENDS = (
@@ -48,9 +48,12 @@ def raw_prompt(name: str, tokenizer: Any, text: str, context: int | None) -> Mem
     if not ids:
         return MemberPrompt(ids=(start_id(name, tokenizer),), text_start=True)
     if context is not None and len(ids) > context:
-        raise ConfigError(
+        raise ContextError(
             f"prompt of {len(ids)} tokens is longer than the context of member {name!r}, "
-            f"{context} positions; shorten it to {context} tokens less what the answer needs"
+            f"{context} positions; shorten it to {context} tokens less what the answer needs",
+            member=name,
+            length=len(ids),
+            limit=context,
         )
     return MemberPrompt(ids=tuple(ids))
 

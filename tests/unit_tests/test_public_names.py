@@ -12,7 +12,9 @@ import langchain_ensemble
 PUBLIC = [
     "CacheError",
     "ConfigError",
+    "ContextError",
     "DeadlineError",
+    "DownloadError",
     "Ensemble",
     "EnsembleError",
     "EnsembleLLM",
@@ -20,6 +22,7 @@ PUBLIC = [
     "Member",
     "MemberError",
     "MemoryLimitError",
+    "UnfinishedError",
     "VocabularyError",
     "__version__",
 ]
