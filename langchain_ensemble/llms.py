@@ -31,13 +31,13 @@ from langchain_ensemble._version import __version__
 from langchain_ensemble.adapter.fields import EnsembleFields
 from langchain_ensemble.adapter.outputs import Transcript, whole_result
 from langchain_ensemble.adapter.running import Run
-from langchain_ensemble.adapter.settings import joined_stop, read_overrides
-from langchain_ensemble.demo import members as demo_members
+from langchain_ensemble.adapter.settings import joined_stop
 from langchain_ensemble.errors import ConfigError
-from langchain_ensemble.params import RequestParams
+from langchain_ensemble.params import DEFAULT_MAX_TOKENS, RequestParams
 
 if TYPE_CHECKING:
     from langchain_ensemble.decoding.engine import Decoding
+    from langchain_ensemble.decoding.records import Score
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,9 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
     Caching: the key holds members, fusion and every per-call setting. With ``temperature`` above 0
     and no ``seed`` a cache replays the first sample for ever.
     """
+
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    """Decode steps at most."""
 
     # --- one stream of pieces -----------------------------------------------------------------
 
@@ -213,15 +216,6 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
 
     # --- a call's settings belong to the cache key --------------------------------------------
 
-    def _with_overrides(self, overrides: builtins.dict[str, Any]) -> Self:
-        if not overrides:
-            return self
-        checked = read_overrides(type(self).__name__, overrides)
-        self.request(**checked)
-        called = self.model_copy(update=checked)
-        called._lease = self._lease
-        return called
-
     def generate(
         self,
         prompts: list[str],
@@ -303,14 +297,31 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         counted = self._lease.attach(self.params, self._fusion_object)  # no user of the weights
         return counted.engine().token_ids(text)
 
-    @classmethod
-    def demo(cls, **settings: Any) -> Self:
-        """Two small members that ship with the package: a toy that runs offline in seconds.
+    def score(
+        self,
+        text: str,
+        prompt: str = "",
+        *,
+        member: str | None = None,
+        weights: Any = None,
+    ) -> Score:
+        """Give a text's log-likelihood, teacher-forced along main's tokens.
 
         Args:
-            **settings: Any other field.
+            text: What is scored.
+            prompt: What stands before it, not scored.
+            member: Score by this member alone.
+            weights: In place of the field.
+
+        Returns:
+            Log-probability in nats, bits per byte, number of tokens, whether greedy decoding
+            would have said it.
+
+        Raises:
+            ConfigError: An unknown member, weights that do not sum to 1.
         """
-        return cls(**{"members": demo_members(), **settings})
+        chosen = self._scored_with(member, weights)
+        return self._ready().score(text, prompt, weights=chosen, member=member)
 
     @model_validator(mode="after")
     def _stamp_ensemble_version(self) -> Self:

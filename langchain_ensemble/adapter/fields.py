@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from langchain_core.load.serializable import Serializable
 from langchain_core.utils import secret_from_env
@@ -25,6 +25,7 @@ from langchain_ensemble.adapter.settings import (
     read_overrides,
     read_settings,
 )
+from langchain_ensemble.demo import members as demo_members
 from langchain_ensemble.errors import ConfigError, one_line, unknown_name
 from langchain_ensemble.params import (
     DEFAULT_MAX_TOKENS,
@@ -36,12 +37,11 @@ from langchain_ensemble.params import (
 )
 
 if TYPE_CHECKING:
-    from langchain_ensemble.decoding.records import Score
     from langchain_ensemble.ensemble import Ensemble
 
 
 class EnsembleFields(Serializable):
-    """Settings of an ensemble, and its weights' life: ``load``, ``unload``, ``with``, ``score``."""
+    """Settings of an ensemble, and its weights' life: ``load``, ``unload``, ``with``."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -65,8 +65,8 @@ class EnsembleFields(Serializable):
     hf_token: SecretStr | None = Field(default_factory=secret_from_env("HF_TOKEN", default=None))
     """Hub access token for members without one; default: ``HF_TOKEN``. Only pickle writes it."""
 
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    """Decode steps at most. From here on every field may also be given in a call."""
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
+    """Decode steps at most; None: what the context leaves. This and all below may be in a call."""
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0
@@ -86,6 +86,7 @@ class EnsembleFields(Serializable):
     """Whether ``generation_info`` carries each token's logprobs, fused and by member."""
 
     _lease: Lease = PrivateAttr(default_factory=Lease)
+    _config_fields: ClassVar[tuple[str, ...]] = CONFIG_FIELDS
 
     def __init__(self, **data: Any) -> None:
         """Check everything that can be known without reading a file.
@@ -206,35 +207,23 @@ class EnsembleFields(Serializable):
     ) -> None:
         self.unload()
 
-    def score(
-        self,
-        text: str,
-        prompt: str = "",
-        *,
-        member: str | None = None,
-        weights: Any = None,
-    ) -> Score:
-        """Give a text's log-likelihood, teacher-forced along main's tokens.
-
-        Args:
-            text: What is scored.
-            prompt: What stands before it, not scored.
-            member: Score by this member alone.
-            weights: In place of the field.
-
-        Returns:
-            Log-probability in nats, bits per byte, number of tokens, whether greedy decoding
-            would have said it.
-
-        Raises:
-            ConfigError: An unknown member, weights that do not sum to 1.
-        """
+    def _scored_with(self, member: str | None, weights: Any) -> Any:
+        """Check what ``score`` was asked for, and give the weights it means."""
         names = self.params.names
         if member is not None and member not in names:
             raise ConfigError(unknown_name("member", member, names))
         chosen = self.weights if weights is None else weights
         resolve_weights(chosen, names)
-        return self._ready().score(text, prompt, weights=chosen, member=member)
+        return chosen
+
+    @classmethod
+    def demo(cls, **settings: Any) -> Self:
+        """Two small members that ship with the package: a toy that runs offline in seconds.
+
+        Args:
+            **settings: Any other field.
+        """
+        return cls(**{"members": demo_members(), **settings})
 
     def solo(self, name: str) -> Self:
         """Give one member alone, over the same loaded weights, with all other settings kept.
@@ -253,6 +242,16 @@ class EnsembleFields(Serializable):
         return self.model_copy(update=update)
 
     # --- copies and files ---------------------------------------------------------------------
+
+    def _with_overrides(self, overrides: Mapping[str, Any]) -> Self:
+        """Give a copy that has a call's settings as fields, so that cache keys hold them."""
+        if not overrides:
+            return self
+        checked = read_overrides(type(self).__name__, overrides)
+        self.request(**checked)
+        called = self.model_copy(update=checked)
+        called._lease = self._lease
+        return called
 
     def __copy__(self) -> Self:
         copied = super().__copy__()
@@ -317,7 +316,7 @@ class EnsembleFields(Serializable):
                 f"fusion is an object of {type(self.fusion).__qualname__}, which a configuration "
                 "cannot hold; keep the object in code and pass it as fusion="
             )
-        values = {name: getattr(self, name) for name in CONFIG_FIELDS}
+        values = {name: getattr(self, name) for name in self._config_fields}
         config = self.lc_attributes | {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
