@@ -65,7 +65,7 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
         *("jinja2", "psutil", "filelock"),
     ),
     "constraints": ("torch", "xgrammar", "llguidance"),
-    "chat": ("jinja2", "transformers"),
+    "chat": ("jinja2", "tokenizers", "transformers"),
     "decoding": ("torch",),
     "building": (),
     "turn": (),
