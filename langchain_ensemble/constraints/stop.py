@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class StopScanner:
@@ -31,13 +31,25 @@ class StopScanner:
         Returns:
             Where the match starts and the stop string, or None.
         """
-        start = max(0, scanned - self._longest + 1)
-        best: tuple[int, int, str] | None = None  # (end, start, text)
+        return next(self.matches(answer, scanned), None)
+
+    def matches(self, answer: bytes | bytearray, scanned: int) -> Iterator[tuple[int, str]]:
+        """Find every match that ends in bytes not searched before, in the order of their ends.
+
+        Args:
+            answer: All bytes of the answer.
+            scanned: How many of them were searched before.
+
+        Returns:
+            Where each match starts and the stop string.
+        """
+        found: list[tuple[int, int, str]] = []  # (end, start, text)
         for text, data in self._stops:
-            at = answer.find(data, start)
-            if at >= 0 and (best is None or (at + len(data), at) < best[:2]):
-                best = (at + len(data), at, text)
-        return None if best is None else (best[1], best[2])
+            at = answer.find(data, max(0, scanned - len(data) + 1))
+            while at >= 0:
+                found.append((at + len(data), at, text))
+                at = answer.find(data, at + 1)
+        return ((at, text) for _, at, text in sorted(found))
 
     def held(self, answer: bytes | bytearray) -> int:
         """Count the last bytes that may be the beginning of a stop string.

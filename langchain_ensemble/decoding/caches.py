@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.decoding.boundary import BoundaryTracker
+from langchain_ensemble.decoding.handover import read_on
 from langchain_ensemble.decoding.protocols import Voice
 from langchain_ensemble.decoding.state import Row
+from langchain_ensemble.decoding.task import Held
 from langchain_ensemble.fusion.base import MemberDistribution
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
 
@@ -55,9 +57,11 @@ class Caches:
         voices: Sequence[Voice],
         generators: list[torch.Generator] | None,
         weigh_boundaries: bool,
+        held: Sequence[Held | None] | None = None,
     ) -> None:
-        """Start empty."""
+        """Start empty, or with what some voices have read before."""
         self._voices = voices
+        self._held: list[Held | None] = list(held or [None] * len(voices))
         self._weigh = weigh_boundaries
         self._sessions: list[MemberSession] = []
         self._trackers: list[BoundaryTracker | None] = []
@@ -81,9 +85,14 @@ class Caches:
         repeat = [i for i in range(len(prompts)) for _ in range(n)]
         self._prompt_lengths = [[len(p.ids) for p in prompts[i]] for i in repeat]
         for place, voice in enumerate(self._voices):
-            session = voice.member.session()
+            held, self._held[place] = self._held[place], None
+            session = voice.member.session() if held is None else held.session
             self._sessions.append(session)
-            logits = session.prefill([prompt[place] for prompt in prompts])
+            logits = (
+                session.prefill([prompt[place] for prompt in prompts])
+                if held is None
+                else read_on(held, prompts[0][place])
+            )
             if n > 1:
                 session.select(repeat)
                 logits = logits[repeat]
@@ -134,6 +143,45 @@ class Caches:
                 moved = torch.tensor([bool(new) for new in fresh], device=logits.device)
                 logits = torch.where(moved[:, None], logits, self.logits[place])
             self.logits[place] = logits
+
+    def ahead(self, ids: Sequence[int]) -> Tensor | None:
+        """Main's logits before each of some ids, in every row; nothing of it stays.
+
+        Args:
+            ids: Ids that might come next.
+
+        Returns:
+            [B, q, V] float32; None where some row has no room for them.
+        """
+        session, limit = self._sessions[0], self._voices[0].member.context
+        first = self.logits[0][:, None]
+        if limit is not None and max(session.lengths) + len(ids) > limit:
+            return None
+        if len(ids) == 1:
+            return first
+        before = session.mark()
+        try:
+            after = session.step([ids[:-1]] * len(first), keep=None)
+        finally:
+            session.rollback(before)
+        return torch.cat([first, after], 1)
+
+    def hand_over(self, row: int, kept: Sequence[int]) -> list[MemberSession]:
+        """Take a finished row's sessions out, one a voice.
+
+        Args:
+            row: The row.
+            kept: How many ids of its answer are right in each voice's cache.
+        """
+        lengths = [n + k for n, k in zip(self._prompt_lengths[row], kept, strict=True)]
+        taken = self._sessions
+        if len(self._prompt_lengths) > 1:
+            taken = [session.fork([row]) for session in taken]
+        else:
+            self._sessions, self._trackers, self.logits = [], [], []
+        for session, length in zip(taken, lengths, strict=True):
+            session.truncate([length])
+        return taken
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep some rows; finished rows occupy nothing. Marks of the old rows are void."""
@@ -188,7 +236,8 @@ class Caches:
             generator.set_state(state)
 
     def close(self) -> None:
-        """Free the caches."""
-        for session in self._sessions:
+        """Free the caches, those too that were handed in."""
+        for session in (*self._sessions, *(held.session for held in self._held if held)):
             session.close()
+        self._held = [None] * len(self._voices)
         self._sessions, self._trackers, self.logits = [], [], []

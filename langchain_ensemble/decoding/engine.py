@@ -15,7 +15,7 @@ import torch
 from langchain_ensemble.decoding.loop import Loop
 from langchain_ensemble.decoding.records import Answer, Finish, Piece, TokenRecord, Usage
 from langchain_ensemble.decoding.state import Row
-from langchain_ensemble.decoding.task import Task
+from langchain_ensemble.decoding.task import Held, Task
 from langchain_ensemble.errors import MemoryLimitError
 
 
@@ -83,8 +83,23 @@ class Decoding:
         """Counts of every row."""
         return self._loop.usage()
 
+    def kept(self, row: int) -> list[Held]:
+        """Give away the sessions of a finished row (``keep=True``), one a voice.
+
+        Args:
+            row: Row number.
+
+        Returns:
+            What each voice has read; it belongs to the caller, or to the task it is handed to.
+
+        Raises:
+            ConfigError: Nothing is kept of that row.
+        """
+        with self._engine.lock:
+            return self._loop.kept(row)
+
     def close(self) -> None:
-        """Stop and free the caches; waits for a step that is running."""
+        """Stop and free the caches, kept ones too; waits for a step that is running."""
         with self._engine.lock:
             self._loop.close()
 

@@ -27,13 +27,16 @@ def keys_of(voice: Voice) -> tuple[MemberKeys, Tensor]:
     return voice.keys, voice.allowed
 
 
-def voice_distribution(voice: Voice, logits: Tensor, states: Sequence[int]) -> MemberDistribution:
+def voice_distribution(
+    voice: Voice, logits: Tensor, states: Sequence[int], legal: Tensor | None = None
+) -> MemberDistribution:
     """One voice's distribution over its keys, with bytes that cannot be completed masked.
 
     Args:
         voice: The voice.
         logits: [N, V_i] float32.
         states: UTF-8 state of each row's answer.
+        legal: [N, V_i] bool, ids (END ids too) that a grammar allows; None: all.
 
     Returns:
         The dense distribution, on the voice's device.
@@ -41,7 +44,7 @@ def voice_distribution(voice: Voice, logits: Tensor, states: Sequence[int]) -> M
     keys, allowed = keys_of(voice)
     same = all(state == states[0] for state in states)
     mask = allowed[states[0]] if same else allowed[torch.tensor(states, device=allowed.device)]
-    return member_distribution(logits, keys, mask)
+    return member_distribution(logits, keys, mask if legal is None else mask & legal)
 
 
 def row_weights(
@@ -131,14 +134,23 @@ def check_finite(voices: Sequence[Voice], logits: Sequence[Tensor]) -> None:
     raise MemberError("the fusion gave NaN where every member's logits are numbers; it is at fault")
 
 
-def or_end(fused: FusedDistribution) -> FusedDistribution:
-    """Where no key and no END has any mass left, only END can come."""
+def checked(fused: object) -> FusedDistribution:
+    """What a fusion gave, if it is what a fusion gives.
+
+    Raises:
+        ConfigError: It is something else.
+    """
     if not isinstance(fused, FusedDistribution):
         raise ConfigError(
             f"the fusion gave a {type(fused).__name__}; a fusion gives a FusedDistribution"
         )
+    return fused
+
+
+def or_end(fused: FusedDistribution) -> tuple[FusedDistribution, Tensor]:
+    """Where no key and no END has any mass left, only END can come; says in which rows [N]."""
     dead = (fused.logprobs.amax(-1) == -torch.inf) & (fused.end == -torch.inf)
-    return replace(fused, end=torch.where(dead, 0.0, fused.end))
+    return replace(fused, end=torch.where(dead, 0.0, fused.end)), dead
 
 
 def say(voice: Voice, distribution: MemberDistribution, key: Tensor) -> Tensor:

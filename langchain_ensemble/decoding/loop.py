@@ -15,22 +15,16 @@ from typing import Any
 import torch
 
 from langchain_ensemble.constraints.stop import StopScanner
-from langchain_ensemble.constraints.utf8 import START
 from langchain_ensemble.decoding.caches import Caches, Change
-from langchain_ensemble.decoding.choose import draw, generators_for, penalised
-from langchain_ensemble.decoding.fusing import (
-    check_finite,
-    keys_of,
-    or_end,
-    row_weights,
-    say,
-    spread,
-    voice_distribution,
-)
+from langchain_ensemble.decoding.choose import generators_for
+from langchain_ensemble.decoding.fused import choose_fused
+from langchain_ensemble.decoding.fusing import check_finite
+from langchain_ensemble.decoding.grammars import GrammarState
+from langchain_ensemble.decoding.handover import Kept
 from langchain_ensemble.decoding.raw import choose_raw
-from langchain_ensemble.decoding.records import Finish, Piece, TokenRecord, Usage
+from langchain_ensemble.decoding.records import Finish, Piece, Usage
 from langchain_ensemble.decoding.state import Row, Track
-from langchain_ensemble.decoding.task import Chosen, Task
+from langchain_ensemble.decoding.task import Chosen, Held, Task
 from langchain_ensemble.errors import ConfigError, DeadlineError
 from langchain_ensemble.members.base import MemberPrompt
 
@@ -46,16 +40,26 @@ class Loop:
         stops = StopScanner(request.stop)
         self._prompts = [prompt for prompt in task.prompts for _ in range(n)]
         self.rows = [
-            Row(number, self._tracks(prompt), stops, one_voice=self._one_voice)
+            Row(number, self._tracks(prompt), stops, self._one_voice, self._grammar())
             for number, prompt in enumerate(self._prompts)
         ]
         self._active = list(range(len(self.rows)))  # session row -> row number
         device = task.voices[0].member.device
         seeds = (request.seed, len(self.rows), n, device)
         generators = generators_for(*seeds) if request.temperature > 0 else None
-        self._caches = Caches(task.voices, generators, task.weigh_boundaries)
+        self._caches = Caches(task.voices, generators, task.weigh_boundaries, task.held)
+        self._kept = Kept()
+        self._said_ignored: set[int] = set()  # rows whose ignored stop string was named
         self._read = [[len(p.ids) for p in prompt] for prompt in self._prompts]
         self._deadline = None if request.timeout is None else time.monotonic() + request.timeout
+
+    def _choose(self) -> list[Chosen]:
+        """Fuse and choose, or take main's raw logits where it is the only voice."""
+        rows = [self.rows[number] for number in self._active]
+        penalised = self._task.sampling.penalty is not None
+        ids = [self._main_ids(row) for row in rows] if penalised else []
+        choose = choose_raw if self._one_voice else choose_fused
+        return choose(self._task, rows, self._caches, ids)
 
     def _warn_unknown_prompts(self) -> None:
         """Say once a request what of the prompts reaches a voice as its unk id."""
@@ -75,6 +79,9 @@ class Loop:
             Track(v.vocabulary, v.pairs, lead=int(p.text_start and v.vocabulary.dummy_prefix))
             for v, p in zip(self._task.voices, prompt, strict=True)
         ]
+
+    def _grammar(self) -> GrammarState | None:
+        return None if self._task.grammar is None else GrammarState(self._task.grammar)
 
     @property
     def done(self) -> bool:
@@ -98,19 +105,34 @@ class Loop:
             self._warn_unknown_prompts()
             self._caches.prefill(self._task.prompts, self._task.request.n)
             self._check_deadline()
-        chosen = self._choose_alone() if self._one_voice else self._choose_fused()
-        records = [pick.record for pick in chosen]
+        chosen = self._choose()
+        records = [pick.record for pick in chosen if pick.record is not None]
         said = [value for record in records for value in record.members.values() if value]
         if any(isnan(value) for value in (*said, *(record.logprob for record in records))):
             check_finite(self._task.voices, self._caches.logits)
         pieces = self._advance(chosen)
         if self.done:
-            self.close()
+            self._caches.close()
         return pieces
 
+    def kept(self, row: int) -> list[Held]:
+        """Give away the sessions of a finished row (``keep=True``), one a voice.
+
+        Args:
+            row: Row number.
+
+        Returns:
+            What each voice has read; it belongs to the caller, or to the task it is handed to.
+
+        Raises:
+            ConfigError: Nothing is kept of that row.
+        """
+        return self._kept.take(row)
+
     def close(self) -> None:
-        """Free the caches; the loop cannot go on afterwards."""
+        """Free the caches, kept ones too; the loop cannot go on afterwards."""
         self._caches.close()
+        self._kept.close()
         self._active = []
 
     def _check_deadline(self) -> None:
@@ -126,56 +148,6 @@ class Loop:
             partial,
         )
 
-    # fuse and choose
-
-    def _choose_alone(self) -> list[Chosen]:
-        sampling = self._task.sampling
-        ids = [self._main_ids(b) for b in range(len(self._active))] if sampling.penalty else []
-        voice, generators = self._task.voices[0], self._caches.generators
-        return choose_raw(voice, self._caches.logits[0], ids, sampling, generators)
-
-    def _choose_fused(self) -> list[Chosen]:
-        """More than one voice: fuse over keys, choose one, read each voice's say on it."""
-        task = self._task
-        rows = [self.rows[number] for number in self._active]
-        main, _ = keys_of(task.voices[0])
-        states = [[row.utf8 if p == 0 else START for row in rows] for p in range(len(task.voices))]
-        distributions = [
-            voice_distribution(voice, logits, state)
-            for voice, logits, state in zip(task.voices, self._caches.logits, states, strict=True)
-        ]
-        silent = [
-            [p > 0 and (r.fragment or r.starts_apart(p)) for r in rows]
-            for p in range(len(task.voices))
-        ]
-        boundary = self._caches.boundaries(rows, distributions)
-        weights = row_weights(task.weights, distributions, silent, boundary)
-        assert task.fuser is not None  # more than one voice
-        fused = or_end(task.fuser(*spread(distributions, weights, task.places, task.num_members)))
-        ids = [self._main_ids(b) for b in range(len(rows))] if task.sampling.penalty else []
-        scores = penalised(fused, fused.end[:, None], main, ids, task.sampling)
-        column = draw(scores, task.sampling, self._caches.generators)  # [B]
-        width = fused.logprobs.shape[-1]
-        inside = column.clamp_max(width - 1)[:, None]
-        key = inside if fused.keys is None else fused.keys.gather(1, inside)
-        is_key = column < width
-        key = torch.where(is_key, key[:, 0], -1)
-        logprob = torch.where(is_key, fused.logprobs.gather(1, inside)[:, 0], fused.end)
-        said = [say(v, d, key) for v, d in zip(task.voices, distributions, strict=True)]
-        packed = torch.stack([t.float() for t in (key, logprob, (weights > 0).sum(-1), *said)], -1)
-        return [self._record(values) for values in packed.cpu().tolist()]  # the one transfer
-
-    def _record(self, values: list[float]) -> Chosen:
-        key = int(values[0])
-        data = b"" if key < 0 else self._task.key_bytes[key] or b""
-        width = self._task.voices[0].member.logits_width
-        members = {
-            voice.member.name: None if said == -torch.inf else said
-            for voice, said in zip(self._task.voices, values[3:], strict=True)
-        }
-        token = key if 0 <= key < width else None
-        return Chosen(key, TokenRecord(token, data, values[1], members, fused=values[2] > 1))
-
     # advance
 
     def _advance(self, chosen: list[Chosen]) -> list[Piece]:
@@ -183,41 +155,51 @@ class Loop:
         plans: list[list[Change]] = []
         for b, pick in enumerate(chosen):
             row = self.rows[self._active[b]]
-            plan = self._advance_row(row, pick, self._read[row.number])
-            if row.finish is None and plan is not None:
-                going.append(b)
-                plans.append(plan)
+            plan = self._advance_row(row, pick)
             text = row.release()
             done = row.finish is not None
-            if done:
-                row.close(row.finish or Finish("length"))
+            if row.finish is not None:
+                row.close(row.finish)
                 self._warn_unknown(row)
-            pieces.append(Piece(row.number, text, (pick.record,), row.finish if done else None))
+                self._keep(b, row, plan)
+            else:
+                going.append(b)
+                plans.append(plan)
+            tokens = () if pick.record is None else (pick.record,)
+            pieces.append(Piece(row.number, text, tokens, row.finish if done else None))
         self._select(going)
         if going:
             self._caches.run(plans)
         return pieces
 
-    def _advance_row(self, row: Row, pick: Chosen, read: list[int]) -> list[Change] | None:
-        """Give one row its key; returns (kept, new ids) a voice, or None when the row has ended."""
-        row.records.append(pick.record)
-        if pick.key < 0:
-            row.finish = Finish("stop")
-            return None
+    def _advance_row(self, row: Row, pick: Chosen) -> list[Change]:
+        """Give one row its key; returns (kept, new ids) a voice, to be run unless it has ended."""
+        standing: list[Change] = [(len(track.ids), []) for track in row.tracks]
+        if pick.record is not None:
+            row.records.append(pick.record)
+        if pick.finish is not None or pick.record is None:
+            row.finish = pick.finish
+            return standing
         data = pick.record.bytes
         first = row.tracks[0].lead and len(row.records) == 1
         whole = not row.fragment and not (first and data.startswith(b" "))
         row.extend(data if whole or row.fragment else data[1:])
+        self._warn_ignored(row)
         if row.finish is not None:  # a stop string: nothing is read any more
             row.tracks[0].append(pick.key)
-            return None
-        plan = self._ids(row, pick, pick.key if whole and len(row.records) > 1 else None)
+            return standing
+        key = pick.key if whole and len(row.records) > 1 else None
+        plan = self._ids(row, pick.record.id, key)
         limit = self._task.request.max_tokens
-        if row.finish is None and limit is not None and len(row.records) >= limit:
+        if limit is not None and len(row.records) >= limit:
             row.finish = Finish("length")
-        if row.finish is not None:
-            return None
-        prompt = self._prompts[row.number]
+        else:
+            self._make_room(row, plan)
+        return plan
+
+    def _make_room(self, row: Row, plan: list[Change]) -> None:
+        """Count what every voice is about to read; end the row where one has no room for it."""
+        read, prompt = self._read[row.number], self._prompts[row.number]
         for place, (kept, new) in enumerate(plan):
             member = self._task.voices[place].member
             need = len(prompt[place].ids) + kept + len(new)
@@ -228,20 +210,33 @@ class Loop:
                     f"{len(row.records)} decode steps: member {member.name!r} has "
                     f"{member.context} positions and would need {need}"
                 )
-                return None
+                return
             read[place] += len(new)
-        return plan
 
-    def _ids(self, row: Row, pick: Chosen, key: int | None) -> list[Change]:
+    def _keep(self, b: int, row: Row, plan: list[Change]) -> None:
+        """Put a finished row's sessions aside for a next phase, if there will be one."""
+        if not self._task.keep:
+            return
+        kept = [count for count, _ in plan]
+        prompt = self._prompts[row.number]
+        ids = [
+            (*own.ids, *track.ids[:count])
+            for own, track, count in zip(prompt, row.tracks, kept, strict=True)
+        ]
+        sessions = self._caches.hand_over(b, kept)
+        self._kept.put(row.number, [Held(s, i) for s, i in zip(sessions, ids, strict=True)])
+
+    def _ids(self, row: Row, token: int | None, key: int | None) -> list[Change]:
         """(kept, new ids) of every voice for the row's longer answer.
 
-        ``key`` is the union key whose bytes are all that is new to the voices, if there is one.
+        ``token`` is main's id of what was chosen, if it has one; ``key`` is the union key
+        whose bytes are all that is new to the voices, if there is one.
         """
         plan = []
         text: str | None = None
         for track, voice in zip(row.tracks, self._task.voices, strict=True):
-            if voice.verbatim and pick.record.id is not None:
-                plan.append(track.append(pick.record.id))
+            if voice.verbatim and token is not None:
+                plan.append(track.append(token))
                 continue
             if row.fragment:
                 plan.append((len(track.ids), []))
@@ -259,6 +254,16 @@ class Loop:
                     f"member {voice.member.name!r} cannot spell all of answer {row.number}: "
                     f"{unknown} of its {len(track.spelled)} ids are its unk id"
                 )
+
+    def _warn_ignored(self, row: Row) -> None:
+        """Say once a row that a stop string stood inside an unfinished grammar."""
+        if row.ignored_stop is None or row.number in self._said_ignored:
+            return
+        self._said_ignored.add(row.number)
+        self._task.warn(
+            f"answer {row.number}: stop string {row.ignored_stop!r} came inside an unfinished "
+            "grammar and is ignored there; leave it out, or end the grammar before it"
+        )
 
     def _select(self, going: list[int]) -> None:
         """Drop finished rows from every cache."""
@@ -290,8 +295,7 @@ class Loop:
 
     # small helpers
 
-    def _main_ids(self, b: int) -> list[int]:
-        row = self.rows[self._active[b]]
+    def _main_ids(self, row: Row) -> list[int]:
         return [*self._prompts[row.number][0].ids, *row.tracks[0].ids]
 
     def usage(self) -> list[Usage]:

@@ -1,4 +1,7 @@
-"""One voice: main's raw logits, as ``generate`` does it. Nothing is pooled, masked or fused."""
+"""One voice: main's raw logits, as ``generate`` does it. Nothing is pooled, fused or re-tokenised.
+
+Without a grammar nothing is masked either; under one every id that may not come is -inf.
+"""
 
 from __future__ import annotations
 
@@ -7,50 +10,88 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from langchain_ensemble.decoding.caches import Caches
 from langchain_ensemble.decoding.choose import draw
-from langchain_ensemble.decoding.protocols import Sampling, Voice
-from langchain_ensemble.decoding.records import TokenRecord
-from langchain_ensemble.decoding.task import Chosen
+from langchain_ensemble.decoding.masks import legal_ids, raw_end_ids, stuck
+from langchain_ensemble.decoding.opening import opened, raw_odds
+from langchain_ensemble.decoding.protocols import Sampling
+from langchain_ensemble.decoding.records import Finish, TokenRecord
+from langchain_ensemble.decoding.state import Row
+from langchain_ensemble.decoding.task import Chosen, Task
 
 
 def choose_raw(
-    voice: Voice,
-    logits: Tensor,
-    ids: Sequence[Sequence[int]],
-    sampling: Sampling,
-    generators: Sequence[torch.Generator] | None,
+    task: Task, rows: Sequence[Row], caches: Caches, ids: Sequence[Sequence[int]]
 ) -> list[Chosen]:
     """Choose one id a row.
 
     Args:
-        voice: Main.
-        logits: [B, V] float32.
+        task: The request.
+        rows: The rows that run.
+        caches: Their logits and generators.
         ids: Prompt and answer of each row, read by the penalty only.
-        sampling: Processors.
-        generators: One a row; None is greedy.
 
     Returns:
         One choice a row; a control id brings no bytes.
     """
-    scores = logits
-    if sampling.penalty is not None:
-        penalty, device = sampling.penalty, logits.device
-        rows = zip(ids, logits[:, None], strict=True)
-        scores = torch.cat(
-            [penalty(torch.tensor([seen], device=device), row) for seen, row in rows]
-        )
-    picked = draw(scores, sampling, generators)
-    logprobs = logits.gather(1, picked[:, None])[:, 0] - logits.logsumexp(-1)
-    packed = torch.stack([picked.float(), logprobs.float()], -1).cpu().tolist()
-    return [_chosen(voice, int(token), logprob) for token, logprob in packed]
+    logits = caches.logits[0]  # [B, V]
+    width = logits.shape[-1]
+    legal = legal_ids(task.voices, rows, task.spelled)
+    empty = torch.zeros(len(rows), dtype=torch.bool, device=logits.device)
+    if legal is not None:
+        logits = logits.masked_fill(~legal.masks[0], -torch.inf)
+        empty = logits.amax(-1) == -torch.inf
+        logits = logits.masked_fill(empty[:, None], 0.0)  # decided below
+    scores = _penalised(logits, ids, task.sampling)
+    odds = raw_odds(task, rows, caches)
+    if odds is not None:
+        scores = torch.log_softmax(scores, -1) + odds.goes_on[:, None]
+        scores = torch.cat([scores, odds.opens[:, None]], -1)
+    picked = draw(scores, task.sampling, caches.generators)
+    inside = picked.clamp_max(width - 1)[:, None]
+    said = logits.gather(1, inside)[:, 0] - logits.logsumexp(-1)
+    if odds is not None:
+        said = torch.where(picked == width, odds.opens, said + odds.goes_on)
+    packed = torch.stack([picked.float(), said.float(), empty.float()], -1).cpu().tolist()
+    chosen = []
+    for b, (token, logprob, nothing) in enumerate(packed):
+        if nothing and legal is not None:
+            over = _ended(task, 0.0)
+            chosen.append(over if legal.may_end[b] else stuck(rows[b], task.voices, task.warn))
+        elif token == width and task.opening is not None:
+            chosen.append(opened(task, task.opening, logprob, logits[b], None))
+        else:
+            chosen.append(_chosen(task, int(token), logprob))
+    return chosen
 
 
-def _chosen(voice: Voice, token: int, logprob: float) -> Chosen:
+def _penalised(logits: Tensor, ids: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
+    """[B, V] after the repetition penalty."""
+    if sampling.penalty is None:
+        return logits
+    penalty, device = sampling.penalty, logits.device
+    rows = zip(ids, logits[:, None], strict=True)
+    return torch.cat([penalty(torch.tensor([seen], device=device), row) for seen, row in rows])
+
+
+def _chosen(task: Task, token: int, logprob: float) -> Chosen:
+    """What an id means: END, an opened call, or bytes."""
+    voice = task.voices[0]
+    spelled = task.spelled.get(token)
+    if spelled is None and token in raw_end_ids(voice):
+        return _ended(task, logprob)
     vocabulary = voice.vocabulary
-    end = token in (voice.member.end_ids or vocabulary.end_ids)  # ``generate`` knows no roles
     table = vocabulary.token_bytes
     silent = token >= len(table) or vocabulary.token_roles[token] is not None
-    data = b"" if end or silent else table[token] or b""
+    data = b"" if silent else table[token] or b""
     said: dict[str, float | None] = {voice.member.name: logprob}
-    record = TokenRecord(None if end else token, data, logprob, said, fused=False)
-    return Chosen(-1 if end else token, record)
+    if task.opening is not None and token in task.opening.ids:
+        record = TokenRecord(token, b"", logprob, said, fused=False)
+        return Chosen(-1, record, Finish("stop", opened=(token,)))
+    data = data if spelled is None else spelled
+    return Chosen(token, TokenRecord(token, data, logprob, said, fused=False))
+
+
+def _ended(task: Task, logprob: float) -> Chosen:
+    said: dict[str, float | None] = {task.voices[0].member.name: logprob}
+    return Chosen(-1, TokenRecord(None, b"", logprob, said, fused=False), Finish("stop"))

@@ -33,11 +33,12 @@ class Finish:
     """How one row ended.
 
     Attributes:
-        reason: ``"stop"`` (END or a stop string) or ``"length"``.
+        reason: ``"stop"`` (END, a stop string, an opened call) or ``"length"``.
         stop: The stop string that matched, None for END or length.
         dropped: Left-over bytes of an incomplete character at the end.
         full_member: Name of the member whose context was full, when that ended the row.
         unfinished: Whether a grammar or a tool call was cut before it was complete.
+        opened: Main's ids that opened a tool call, where that ended the row ("stop").
     """
 
     reason: FinishReason
@@ -45,6 +46,7 @@ class Finish:
     dropped: bytes = b""
     full_member: str | None = None
     unfinished: bool = False
+    opened: tuple[int, ...] | None = None
 
 
 Channel = Literal["text", "thought", "call"]

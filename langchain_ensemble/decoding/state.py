@@ -6,11 +6,12 @@ can be taken back. No tensors, no model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langchain_ensemble.constraints.stop import StopScanner
 from langchain_ensemble.constraints.utf8 import START, complete_length, state_after
+from langchain_ensemble.decoding.grammars import GrammarState
 from langchain_ensemble.decoding.protocols import PairTableLike, VocabularyLike
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 
@@ -100,11 +101,13 @@ class Row:
         tracks: One a voice, main first.
         stops: The row's stop strings.
         one_voice: Whether main's raw ids are taken unmasked (any bytes may come).
+        grammar: The answer's place in its grammar, None: anything goes.
         answer: All bytes chosen so far, without a lead.
         records: One a decode step.
         utf8: State of the UTF-8 automaton after ``answer``.
         given: Bytes that were handed out as text.
-        scanned: Bytes searched for stop strings without a match.
+        scanned: Bytes searched for stop strings.
+        ignored_stop: The first stop string that stood inside an unfinished grammar.
         finish: How the row ended, None while it runs.
     """
 
@@ -112,11 +115,13 @@ class Row:
     tracks: list[Track]
     stops: StopScanner
     one_voice: bool = False
+    grammar: GrammarState | None = None
     answer: bytearray = field(default_factory=bytearray)
     records: list[TokenRecord] = field(default_factory=list)
     utf8: int = START
     given: int = 0
     scanned: int = 0
+    ignored_stop: str | None = None
     finish: Finish | None = None
 
     @property
@@ -147,17 +152,25 @@ class Row:
         return self.answer[start:end].decode("utf-8", errors=errors)
 
     def extend(self, data: bytes) -> None:
-        """Append the chosen key's bytes and look for stop strings."""
+        """Append the chosen key's bytes and look for stop strings.
+
+        A stop string ends the answer where what stands before it is whole; inside an unfinished
+        grammar it is ignored.
+        """
+        if self.grammar is not None:
+            self.grammar.advance(data, self.answer)
         self.answer += data
         self.utf8 = state_after(data, self.utf8)
         if self.one_voice:
             self.utf8 = START  # nothing is masked: any byte may follow any other
-        found = self.stops.find(self.answer, self.scanned)
-        self.scanned = len(self.answer)
-        if found is not None:
-            at, stop = found
+        for at, stop in self.stops.matches(self.answer, self.scanned):
+            if self.grammar is not None and not self.grammar.completed_by(self.answer[:at]):
+                self.ignored_stop = self.ignored_stop or stop
+                continue
             del self.answer[max(at, self.given) :]
             self.finish = Finish("stop", stop=stop)
+            break
+        self.scanned = len(self.answer)
 
     def release(self) -> str:
         """Hand out the text that can no longer change: complete characters, no possible stop."""
@@ -174,7 +187,8 @@ class Row:
     def close(self, finish: Finish) -> None:
         """End the row; left-over bytes of an unfinished character are named, not given."""
         left = bytes(self.answer[self.complete :])
-        self.finish = Finish(finish.reason, finish.stop, left, finish.full_member)
+        cut = finish.reason == "length" and self.grammar is not None and not self.grammar.may_end
+        self.finish = replace(finish, dropped=left, unfinished=finish.unfinished or cut)
 
     def mark(self) -> Any:
         """Remember the state."""
@@ -182,12 +196,16 @@ class Row:
             (t.text, list(t.spelled), list(t.ends), None if t.ids is t.spelled else list(t.ids))
             for t in self.tracks
         ]
-        here = (self.utf8, self.given, self.scanned, self.finish)
-        return bytes(self.answer), len(self.records), here, tracks
+        here = (self.utf8, self.given, self.scanned, self.ignored_stop, self.finish)
+        place = None if self.grammar is None else self.grammar.mark()
+        return bytes(self.answer), len(self.records), here, place, tracks
 
     def rollback(self, mark: Any) -> None:
         """Return to a remembered state; only text not yet given can be taken back."""
-        answer, steps, (self.utf8, self.given, self.scanned, self.finish), tracks = mark
+        answer, steps, here, place, tracks = mark
+        self.utf8, self.given, self.scanned, self.ignored_stop, self.finish = here
+        if self.grammar is not None:
+            self.grammar.rollback(place)
         self.answer = bytearray(answer)
         del self.records[steps:]
         for track, (text, spelled, ends, ids) in zip(self.tracks, tracks, strict=True):

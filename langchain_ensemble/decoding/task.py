@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from langchain_ensemble.constraints.grammar import CompiledGrammar
 from langchain_ensemble.decoding.protocols import Sampling, Voice, Warn
-from langchain_ensemble.decoding.records import TokenRecord
+from langchain_ensemble.decoding.records import Finish, TokenRecord
+from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.fusion.base import Fuser
-from langchain_ensemble.members.base import MemberPrompt
+from langchain_ensemble.members.base import MemberPrompt, MemberSession
 from langchain_ensemble.params import RequestParams
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What one step chose for one row, on the host."""
+    """What one step chose for one row, on the host.
 
-    key: int  # union key, or main's raw id with one voice; -1 is END
-    record: TokenRecord
+    Attributes:
+        key: Union key, or main's raw id with one voice; -1 where ``finish`` is set.
+        record: The step; None where nothing could be chosen.
+        finish: How the row ends with this choice: END, an opened call, a grammar that no member
+            can go on with.
+    """
+
+    key: int
+    record: TokenRecord | None
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How main opens a tool call; whether it does is main's decision alone.
+
+    Attributes:
+        ids: Main's control ids, each of which opens one wherever a character is complete.
+        literal: Else main's canonical ids of the text that opens one, at the answer's start only.
+    """
+
+    ids: tuple[int, ...] = ()
+    literal: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse an opening that opens with nothing, or with two kinds of things."""
+        if bool(self.ids) == bool(self.literal):
+            raise ConfigError(
+                f"an opening has ids={self.ids!r} and literal={self.literal!r}; give one of them"
+            )
+
+
+@dataclass(frozen=True)
+class Held:
+    """A session that has read something, handed from one phase of an answer to the next.
+
+    Attributes:
+        session: The session; it has one row.
+        ids: What that row holds.
+    """
+
+    session: MemberSession
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -36,6 +79,13 @@ class Task:
         sampling: Processors of the request.
         weigh_boundaries: Whether open boundaries discount auxiliaries.
         warn: Called with a sentence when something is worth knowing.
+        grammar: What the answer must obey, compiled for every voice's vocabulary (equal
+            vocabularies may share one object); None: anything goes.
+        opening: How main opens a tool call, None: it cannot. Not together with ``grammar``.
+        held: What each voice has read already; the common part with its prompt is not run again.
+            One answer to one prompt only. The loop owns these sessions from now on.
+        spelled: Main's control ids whose bytes are text here; one voice only.
+        keep: Whether the sessions of finished rows are kept for a next phase.
     """
 
     voices: tuple[Voice, ...]
@@ -49,3 +99,25 @@ class Task:
     sampling: Sampling
     weigh_boundaries: bool
     warn: Warn
+    grammar: tuple[CompiledGrammar, ...] | None = None
+    opening: Opening | None = None
+    held: Sequence[Held | None] | None = None
+    spelled: Mapping[int, bytes] = field(default_factory=dict)
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        count = len(self.voices)
+        if self.grammar is not None and self.opening is not None:
+            raise ConfigError(
+                "a task has a grammar and an opening; where a grammar holds, calls are part of it: "
+                "give one of them"
+            )
+        for name, given in (("grammar", self.grammar), ("held", self.held)):
+            if given is not None and len(given) != count:
+                raise ConfigError(f"{name} has {len(given)} entries for {count} voices")
+        if self.spelled and count > 1:
+            raise ConfigError(f"spelled= is for one voice; {count} voices are given")
+        rows = len(self.prompts) * self.request.n
+        if self.held is not None and rows > 1:
+            raise ConfigError(f"held= is for one answer; {rows} are asked for")

@@ -1,0 +1,145 @@
+"""More than one voice: fuse over keys, choose one, read each voice's say on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from langchain_ensemble.constraints.utf8 import START
+from langchain_ensemble.decoding.caches import Caches
+from langchain_ensemble.decoding.choose import draw, penalised
+from langchain_ensemble.decoding.fusing import (
+    checked,
+    keys_of,
+    or_end,
+    row_weights,
+    say,
+    spread,
+    voice_distribution,
+)
+from langchain_ensemble.decoding.masks import legal_ids, restrict, said_together, stuck
+from langchain_ensemble.decoding.opening import Odds, fused_odds, opened, scaled
+from langchain_ensemble.decoding.records import Finish, TokenRecord
+from langchain_ensemble.decoding.state import Row
+from langchain_ensemble.decoding.task import Chosen, Task
+from langchain_ensemble.fusion.base import FusedDistribution, MemberDistribution
+
+END, OPEN = -1, -2
+"""What is chosen beside union keys."""
+
+
+def choose_fused(
+    task: Task, rows: Sequence[Row], caches: Caches, ids: Sequence[Sequence[int]]
+) -> list[Chosen]:
+    """Choose one key a row.
+
+    Args:
+        task: The request.
+        rows: The rows that run.
+        caches: Their logits, open boundaries and generators.
+        ids: Main's ids of prompt and answer of each row, read by the penalty only.
+
+    Returns:
+        One choice a row.
+    """
+    voices = task.voices
+    legal = legal_ids(voices, rows, task.spelled)
+    distributions = [
+        voice_distribution(
+            voice,
+            logits,
+            [START if place else row.utf8 for row in rows],
+            None if legal is None else legal.masks[place],
+        )
+        for place, (voice, logits) in enumerate(zip(voices, caches.logits, strict=True))
+    ]
+    silent = [
+        [place > 0 and (row.fragment or row.starts_apart(place)) for row in rows]
+        for place in range(len(voices))
+    ]
+    boundary = caches.boundaries(rows, distributions)
+    weights = row_weights(task.weights, distributions, silent, boundary)
+    assert task.fuser is not None  # more than one voice
+    fused = checked(task.fuser(*spread(distributions, weights, task.places, task.num_members)))
+    if legal is not None:
+        fused = restrict(fused, legal, voices)
+    fused, dead = or_end(fused)
+    odds = fused_odds(task, rows, caches)
+    key, logprob = _pick(task, fused, ids, caches.generators, odds)
+    said = [say(v, d, key) for v, d in zip(voices, distributions, strict=True)]
+    voting = (weights > 0).sum(-1)
+    columns = (key, logprob, voting, dead, *said)
+    packed = torch.stack([t.float() for t in columns], -1).cpu().tolist()  # the one transfer
+    chosen = []
+    for b, (chosen_key, value, count, nothing, *each) in enumerate(packed):
+        if nothing and legal is not None and not legal.may_end[b]:
+            chosen.append(_without_fusion(task, rows[b], b, caches, ids, distributions, weights))
+        elif chosen_key == OPEN and task.opening is not None:
+            generator = None if caches.generators is None else caches.generators[b]
+            chosen.append(opened(task, task.opening, value, caches.logits[0][b], generator))
+        else:
+            chosen.append(_chosen(task, int(chosen_key), value, each, fused=count > 1))
+    return chosen
+
+
+def _pick(
+    task: Task,
+    fused: FusedDistribution,
+    ids: Sequence[Sequence[int]],
+    generators: Sequence[torch.Generator] | None,
+    odds: Odds | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw a key, END or OPEN a row: (key [N], log-probability [N])."""
+    main, _ = keys_of(task.voices[0])
+    if odds is not None:
+        fused = scaled(fused, odds)
+    scores = penalised(fused, fused.end[:, None], main, ids, task.sampling)
+    if odds is not None:
+        scores = torch.cat([scores, odds.opens[:, None]], -1)
+    column = draw(scores, task.sampling, generators)  # [N]
+    width = fused.logprobs.shape[-1]
+    inside = column.clamp_max(width - 1)[:, None]
+    key = inside if fused.keys is None else fused.keys.gather(1, inside)
+    key = torch.where(column < width, key[:, 0], END)
+    logprob = torch.where(column < width, fused.logprobs.gather(1, inside)[:, 0], fused.end)
+    if odds is not None:
+        opens = column > width
+        key = torch.where(opens, OPEN, key)
+        logprob = torch.where(opens, odds.opens, logprob)
+    return key, logprob
+
+
+def _chosen(task: Task, key: int, logprob: float, said: Sequence[float], *, fused: bool) -> Chosen:
+    data = b"" if key < 0 else task.key_bytes[key] or b""
+    members = {
+        voice.member.name: None if value == -torch.inf else value
+        for voice, value in zip(task.voices, said, strict=True)
+    }
+    token = key if 0 <= key < task.voices[0].member.logits_width else None
+    record = TokenRecord(token, data, logprob, members, fused=fused)
+    return Chosen(key, record, Finish("stop") if key < 0 else None)
+
+
+def _without_fusion(
+    task: Task,
+    row: Row,
+    b: int,
+    caches: Caches,
+    ids: Sequence[Sequence[int]],
+    distributions: Sequence[MemberDistribution],
+    weights: Tensor,
+) -> Chosen:
+    """A row in which the fusion has nothing legal left: the voices' mean over all keys decides."""
+    together = said_together(distributions, weights, task.voices, b)
+    if bool((together.logprobs == -torch.inf).all()):
+        return stuck(row, task.voices, task.warn)
+    generators = None if caches.generators is None else [caches.generators[b]]
+    key, logprob = _pick(task, together, ids[b : b + 1], generators)
+    here = slice(b, b + 1)
+    alone = [replace(d, logprobs=d.logprobs[here], end=d.end[here]) for d in distributions]
+    said = [float(say(v, d, key)) for v, d in zip(task.voices, alone, strict=True)]
+    fused = sum(value > -torch.inf for value in said) > 1
+    return _chosen(task, int(key), float(logprob), said, fused=fused)
