@@ -182,9 +182,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     ToolFormat(
         "hermes",
         "<tool_call>",
-        _json(
-            "<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "arguments"
-        ),
+        _json("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "arguments"),
     ),
     *(
         ToolFormat("mistral", "[TOOL_CALLS]", _json(begin, ", ", "]", "arguments", ids=ids))
@@ -194,9 +192,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     ToolFormat(
         "mistral-args",
         "[TOOL_CALLS]",
-        CallSyntax(
-            begin="[TOOL_CALLS]", middle="[ARGS]", tail="", between="[TOOL_CALLS]", end=""
-        ),
+        CallSyntax(begin="[TOOL_CALLS]", middle="[ARGS]", tail="", between="[TOOL_CALLS]", end=""),
     ),
     ToolFormat(
         "deepseek",

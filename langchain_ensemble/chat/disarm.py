@@ -1,0 +1,273 @@
+"""Content is text: control tokens count only where a template writes them.
+
+Two steps. Before a template is rendered, every control token's spelling inside a string that was
+given is *broken* by a mark, a character that appears nowhere else (so a template that looks for
+``</think>`` in a message does not find it there either). After rendering, the spellings that are
+still whole are the template's own.
+
+A text whose marks lie in no control token is tokenized by the tokenizer itself. Otherwise a copy
+of the tokenizer is used whose control tokens have other names: the template's are renamed, the
+content's are left to be plain text, in one pass over the whole, so that nothing else changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from langchain_ensemble.errors import ConfigError, VocabularyError
+from langchain_ensemble.vocab.backend import Backend, read_backend, rebuild
+from langchain_ensemble.vocab.roles import Role
+from langchain_ensemble.vocab.vocabulary import Vocabulary
+
+_MARKS = (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))
+"""Characters without a meaning: Unicode's noncharacters first, then private ones."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Two characters that no text of a request holds.
+
+    Attributes:
+        cut: Breaks spellings; never seen by the tokenizer.
+        name: Brackets the names of renamed control tokens.
+    """
+
+    cut: str
+    name: str
+
+
+def free_marks(texts: Iterable[str]) -> Marks:
+    """Choose marks for a request.
+
+    Args:
+        texts: All texts that are rendered.
+
+    Returns:
+        Two characters that are in none of them.
+
+    Raises:
+        ConfigError: The texts hold every character that has no meaning.
+    """
+    taken: set[str] = set().union(*texts)
+    free = (chr(code) for code in _MARKS if chr(code) not in taken)
+    cut, name = next(free, None), next(free, None)
+    if cut is None or name is None:
+        raise ConfigError(
+            f"the conversation holds all {len(_MARKS)} private and noncharacters of Unicode; "
+            "remove some: none is text"
+        )
+    return Marks(cut, name)
+
+
+class Disarmer:
+    """One tokenizer's control tokens, and text that must not become any of them."""
+
+    def __init__(self, tokenizer: Any, vocabulary: Vocabulary, literals: Iterable[str]) -> None:
+        """Read the control tokens.
+
+        Args:
+            tokenizer: The member's transformers tokenizer.
+            vocabulary: Its vocabulary: which ids have a role.
+            literals: Further spellings that a template looks for in content.
+        """
+        self._tokenizer = tokenizer
+        self._backend: Backend = read_backend(tokenizer)
+        self._roles = vocabulary.token_roles
+        self._unknown = {i for i, role in enumerate(self._roles) if role is Role.UNK}
+        added = self._backend.added
+        self.controls: dict[str, int] = {
+            token.content: i for i, token in added.items() if self._is_control(i) and token.content
+        }
+        spellings = dict.fromkeys([*self.controls, *(t for t in literals if len(t) > 1)])
+        self._to_break = _overlapping(spellings)
+        self._heads = {s[:n] for s in self.controls for n in range(1, len(s))}
+        self._tails = {s[n:] for s in self.controls for n in range(1, len(s))}
+        self._longest = max(map(len, self.controls), default=0)
+        self._renamed = lru_cache(4)(self._rename)
+        self._whole = lru_cache(4)(self._find_whole)
+
+    def break_text(self, text: str, marks: Marks, *, edges: bool = True) -> str:
+        """Break every spelling in a content string.
+
+        Args:
+            text: A string that was given.
+            marks: The request's marks.
+            edges: Whether a part of a spelling at either end is kept apart from what follows.
+
+        Returns:
+            The string with marks in it; the same string where nothing has to be broken.
+        """
+        if self._to_break is None or not text:
+            return text
+        cuts = {m.start() + 1 for m in self._to_break.finditer(text)}
+        cuts |= {m.start() for m in self._to_break.finditer(text) if m[1] and len(m[1]) == 1}
+        if edges:
+            cuts |= self._edges(text)
+        if not cuts:
+            return text
+        points = [0, *sorted(cuts), len(text)]
+        return marks.cut.join(text[a:b] for a, b in pairwise(points))
+
+    def encode(self, text: str, marks: Marks) -> list[int]:
+        """Tokenize a rendered text.
+
+        Args:
+            text: What a template made of strings that :meth:`break_text` gave.
+            marks: The request's marks.
+
+        Returns:
+            Its ids: what the tokenizer gives where content holds no control token, and the
+            template's control ids only where it does.
+
+        Raises:
+            VocabularyError: The tokenizer makes control ids of plain text.
+        """
+        pattern = self._whole(marks.cut)
+        wanted = [self.controls[m[0]] for m in pattern.finditer(text)] if pattern else []
+        ids = self._by_tokenizer(text.replace(marks.cut, ""))
+        if self._control_ids(ids) == self._known(wanted):
+            return ids
+        for keep in ("", marks.cut):
+            ids = self._by_copy(text, pattern, marks, keep)
+            if self._control_ids(ids) == self._known(wanted):
+                return ids
+        raise VocabularyError(
+            f"tokenizer {self._backend.name!r} makes control tokens of plain text; content that "
+            "holds their spellings cannot be given to it. Remove them from the conversation"
+        )
+
+    def _is_control(self, token: int) -> bool:
+        return token >= len(self._roles) or self._roles[token] is not None
+
+    def _known(self, ids: Sequence[int]) -> list[int]:
+        return [i for i in ids if i not in self._unknown]
+
+    def _control_ids(self, ids: Sequence[int]) -> list[int]:
+        return [i for i in ids if self._is_control(i) and i not in self._unknown]
+
+    def _edges(self, text: str) -> set[int]:
+        """Where parts of a spelling at the ends of a string are kept from growing."""
+        start = len(text) - len(text.lstrip())
+        core = text.strip()
+        reach = range(1, min(len(core), self._longest) + 1)
+        ends = {start + len(core)} if any(core[-n:] in self._heads for n in reach) else set()
+        return ends | ({start} if any(core[:n] in self._tails for n in reach) else set())
+
+    def _by_tokenizer(self, text: str) -> list[int]:
+        found = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [int(i) for i in found]
+
+    def _by_copy(
+        self, text: str, pattern: re.Pattern[str] | None, marks: Marks, keep: str
+    ) -> list[int]:
+        """Tokenize with renamed control tokens; ``keep`` leaves the marks in, as borders."""
+        copy, original, cut = self._renamed(marks)
+        if pattern is not None:
+            text = pattern.sub(lambda m: _new_name(self.controls[m[0]], marks), text)
+        if not keep:
+            text = text.replace(marks.cut, "")
+        ids = copy.encode(text, add_special_tokens=False).ids
+        return [original.get(i, i) for i in ids if i != cut]
+
+    def _find_whole(self, cut: str) -> re.Pattern[str] | None:
+        """Finds whole spellings as the tokenizer does: leftmost, longest."""
+        parts = []
+        for spelling in sorted(self.controls, key=len, reverse=True):
+            part = re.escape(spelling)
+            if self._backend.added[self.controls[spelling]].single_word:
+                part = rf"(?<!\w){part}(?!\w)"
+            if len(spelling) == 1:  # cannot be broken from inside: marks stand on both sides of it
+                part = rf"(?:(?<!{cut}){part}|{part}(?!{cut}))"
+            parts.append(part)
+        return re.compile("|".join(parts)) if parts else None
+
+    def _rename(self, marks: Marks) -> tuple[Tokenizer, Mapping[int, int], int]:
+        """A copy with other names for control tokens; its ids -> the tokenizer's; the mark's id."""
+        backend = self._backend
+        copy = rebuild(backend.rust, backend.normalizer, backend.pre_tokenizer)
+        highest = max((i for i, piece in enumerate(backend.pieces) if piece is not None), default=0)
+        filler = range(max(0, highest + 1 - copy.get_vocab_size()))  # new ids must be new
+        copy.add_tokens([AddedToken(f"{marks.name}f{n}{marks.name}") for n in filler])
+        original: dict[int, int] = {}
+        for i, token in backend.added.items():
+            name = _new_name(i, marks) if self._is_control(i) else token.content
+            copy.add_tokens([_renamed_token(token, name)])
+            original[_id_of(copy, name)] = i
+        copy.add_tokens([AddedToken(marks.cut, normalized=False)])
+        return copy, original, _id_of(copy, marks.cut)
+
+
+def map_strings(value: Any, change: Callable[[str], str], key: Callable[[str], str]) -> Any:
+    """Change every string of a JSON value.
+
+    Args:
+        value: Any JSON value.
+        change: What becomes of a string.
+        key: What becomes of an object's key.
+
+    Returns:
+        A copy.
+    """
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key(str(k)): map_strings(v, change, key) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [map_strings(v, change, key) for v in value]
+    return value
+
+
+def _overlapping(spellings: Iterable[str]) -> re.Pattern[str] | None:
+    """Finds every place where a spelling starts, also inside another one."""
+    longest_first = sorted(spellings, key=len, reverse=True)
+    if not longest_first:
+        return None
+    return re.compile("(?=(" + "|".join(map(re.escape, longest_first)) + "))")
+
+
+def all_strings(value: Any) -> list[str]:
+    """Every string of a JSON value, keys included.
+
+    Args:
+        value: Any JSON value.
+
+    Returns:
+        The strings.
+    """
+    found: list[str] = []
+
+    def keep(text: str) -> str:
+        found.append(text)
+        return text
+
+    map_strings(value, keep, keep)
+    return found
+
+
+def _id_of(tokenizer: Tokenizer, content: str) -> int:
+    found = tokenizer.token_to_id(content)
+    if found is None:
+        raise VocabularyError(f"a tokenizer does not take the added token {content!r}")
+    return int(found)
+
+
+def _new_name(token: int, marks: Marks) -> str:
+    return f"{marks.name}{token}{marks.name}"
+
+
+def _renamed_token(token: AddedToken, name: str) -> AddedToken:
+    return AddedToken(
+        name,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special,
+    )
