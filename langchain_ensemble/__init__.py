@@ -1,6 +1,7 @@
 """Several language models with different tokenizers decode one answer together.
 
-LangChain sees one LLM. Start with :class:`EnsembleLLM`; ``EnsembleLLM.demo()`` runs offline.
+LangChain sees one chat model, :class:`ChatEnsemble`, or one LLM over raw text,
+:class:`EnsembleLLM`; ``ChatEnsemble.demo()`` runs offline.
 Importing this package reads neither torch nor transformers (seconds); :class:`Ensemble`, the
 engine without LangChain, is imported when it is first asked for.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from langchain_ensemble._version import __version__
+from langchain_ensemble.chat_models import ChatEnsemble
 from langchain_ensemble.errors import (
     CacheError,
     ConfigError,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CacheError",
+    "ChatEnsemble",
     "ConfigError",
     "ContextError",
     "DeadlineError",

@@ -71,7 +71,7 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "turn": (),
     "unloaded": (),
     "ensemble": ("torch",),
-    "adapter": ("langchain_core", "pydantic", "yaml"),
+    "adapter": ("langchain_core", "pydantic", "yaml", "huggingface_hub"),  # where its cache is
     "llms": ("langchain_core", "pydantic"),
     "chat_models": ("langchain_core", "pydantic"),
     "demo": ("rich", "typer"),

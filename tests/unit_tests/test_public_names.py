@@ -11,6 +11,7 @@ import langchain_ensemble
 
 PUBLIC = [
     "CacheError",
+    "ChatEnsemble",
     "ConfigError",
     "ContextError",
     "DeadlineError",

@@ -1,0 +1,60 @@
+"""One chat call under way: its run, and what its answers have said so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+
+from langchain_ensemble.adapter.replies import Reply, chat_result
+from langchain_ensemble.adapter.running import Run
+
+if TYPE_CHECKING:
+    from langchain_ensemble.decoding.engine import Decoding
+    from langchain_ensemble.decoding.records import Piece
+
+
+class Turn:
+    """Pump ``run``, hand its pieces to :meth:`add`, then take :meth:`chunks` or :meth:`result`."""
+
+    def __init__(
+        self,
+        start: Callable[[], tuple[Decoding, str]],
+        model_name: str,
+        main: str,
+        *,
+        n: int,
+        logprobs: bool,
+    ) -> None:
+        """Keep how to start; nothing runs before the first step.
+
+        Args:
+            start: Gives the decoding, and what identifies members and settings.
+            model_name: What the metadata calls the model.
+            main: Name of the main member.
+            n: Answers.
+            logprobs: Whether each token's logprobs are told.
+        """
+        self.run = Run(self._started)
+        self._start = start
+        self._fingerprint = ""
+        self._model_name = model_name
+        self._replies = [Reply(model_name, main, logprobs=logprobs) for _ in range(n)]
+
+    def _started(self) -> Decoding:
+        decoding, self._fingerprint = self._start()
+        return decoding
+
+    def add(self, pieces: Iterable[Piece]) -> None:
+        """Take what a step gave."""
+        for piece in pieces:
+            self._replies[piece.row].add(piece)
+
+    def chunks(self) -> list[ChatGenerationChunk]:
+        """Take out what the one answer of a stream has said since the last time."""
+        return self._replies[0].chunks(self.run.usage, self._fingerprint)
+
+    def result(self) -> ChatResult:
+        """Give the finished answers."""
+        return chat_result(self._replies, self.run.usage, self._fingerprint, self._model_name)
