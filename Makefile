@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.runtime-installed
+DEMO := $(VENV)/.demo-installed
 GROUPS := $(VENV)/.groups-installed
 WORKERS ?= 2
 ARGS ?=
@@ -17,7 +18,7 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test acceptance lint type format bench gpu clean
+.PHONY: demo demo-hub cookbook test acceptance lint type format bench gpu clean
 
 $(RUNTIME): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,12 +27,22 @@ $(RUNTIME): pyproject.toml constraints.txt
 	$(PIP) install --quiet -c constraints.txt -e .
 	touch $@
 
+$(DEMO): $(RUNTIME)
+	$(PIP) install --quiet -c constraints.txt -e '.[demo]'
+	touch $@
+
 $(GROUPS): $(RUNTIME)
 	$(PIP) install --quiet -c constraints.txt --group test --group lint --group typing
 	touch $@
 
-demo: $(RUNTIME)            ## stream a fused answer of the two embedded members, offline
+demo: $(DEMO)               ## a chain, RAG, an agent, structured output: the two embedded members, offline
 	$(BIN)/python -m langchain_ensemble.demo
+
+demo-hub: $(DEMO)           ## the same with two small instruct models of the Hub (1.7 GB, once)
+	$(BIN)/python -m langchain_ensemble.demo --hub
+
+cookbook: $(GROUPS)         ## run the notebooks from top to bottom and keep what they print
+	$(BIN)/python tools/run_cookbook.py
 
 test: $(GROUPS)             ## the whole suite, at most 12 minutes on 2 cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not slow and not network" $(ARGS)

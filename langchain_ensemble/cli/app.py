@@ -43,6 +43,19 @@ Weights = Annotated[
 Main = Annotated[
     str | None, typer.Option(metavar="NAME", help="Whose vocabulary is read; default: the first.")
 ]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Decode steps at most; default: run 256, chat what fits.")
+]
+Temperature = Annotated[float | None, typer.Option(help="0, the default, is greedy.")]
+TopP = Annotated[float | None, typer.Option(help="1, the default, is off.")]
+TopK = Annotated[int | None, typer.Option(help="0, the default, is off.")]
+MinP = Annotated[float | None, typer.Option(help="0, the default, is off.")]
+Penalty = Annotated[
+    float | None, typer.Option("--repetition-penalty", help="1, the default, is off.")
+]
+Seed = Annotated[int | None, typer.Option(help="For sampling.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Text that ends it; repeat.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds at most.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -72,21 +85,15 @@ def run(
     fusion: Fusion = None,
     weights: Weights = None,
     main: Main = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Decode steps at most; default: 256.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0, the default, is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="1, the default, is off.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0, the default, is off.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="0, the default, is off.")] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="1, the default, is off.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="For sampling.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Text that ends it; repeat.")
-    ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds at most.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    timeout: Timeout = None,
     as_json: Json = False,
 ) -> None:
     """Stream one answer: the text alone on stdout."""
@@ -107,6 +114,49 @@ def run(
         timeout=timeout,
     )
     _lazy("run").run(llm, read_prompt(prompt), as_json=as_json)
+
+
+@app.command()
+def chat(
+    member: Members = None,
+    config: Config = None,
+    fusion: Fusion = None,
+    weights: Weights = None,
+    main: Main = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System text.")] = None,
+    thinking: Annotated[
+        str | None, typer.Option(metavar="WHO", help="off (default), main or each.")
+    ] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    timeout: Timeout = None,
+) -> None:
+    """Talk with the ensemble: /help lists what else a line can be; without members, two toys."""
+    command = _lazy("chat")
+    llm = command.make_chat(
+        member,
+        one_config(config),
+        fusion=fusion,
+        weights=weights,
+        main=main,
+        thinking=thinking,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        timeout=timeout,
+    )
+    command.chat(llm, system)
 
 
 @app.command()

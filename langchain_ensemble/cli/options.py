@@ -9,12 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from langchain_ensemble.adapter.config import read_config
+from langchain_ensemble.adapter.fields import EnsembleFields
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.llms import EnsembleLLM
 from langchain_ensemble.params import Member
+
+Kind = TypeVar("Kind", bound=EnsembleFields)
 
 
 def make_ensemble(
@@ -23,6 +26,26 @@ def make_ensemble(
     """Make the ensemble that a command line describes; nothing is loaded.
 
     Args:
+        members: ``name=id`` or ``id``, one a member.
+        config: A configuration file.
+        **overrides: Fields that were given on the line; None and ``[]`` stand for "not given".
+
+    Returns:
+        The ensemble.
+
+    Raises:
+        ConfigError: No members, or settings that are unknown or contradict each other.
+    """
+    return make(EnsembleLLM, members, config, **overrides)
+
+
+def make(
+    kind: type[Kind], members: Sequence[str] | None, config: Path | None, **overrides: Any
+) -> Kind:
+    """Make an ensemble of one of the LangChain classes, as :func:`make_ensemble`.
+
+    Args:
+        kind: The class.
         members: ``name=id`` or ``id``, one a member.
         config: A configuration file.
         **overrides: Fields that were given on the line; None and ``[]`` stand for "not given".
@@ -51,7 +74,7 @@ def make_ensemble(
     fusion = settings.get("fusion")
     if isinstance(fusion, dict) and fusion.get("name") == given.get("fusion"):
         del given["fusion"]  # the same fusion: the file's settings for it stay
-    return EnsembleLLM(**{**settings, **given})
+    return kind(**{**settings, **given})
 
 
 def one_config(paths: Sequence[Path] | None) -> Path | None:

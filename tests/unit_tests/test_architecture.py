@@ -45,7 +45,7 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "unloaded": ENGINE,
     "ensemble": (*ENGINE, "building", "turn", "unloaded"),
     "adapter": ADAPTER,
-    "llms": ADAPTER,
+    "llms": (*ADAPTER, "chat_models"),  # as_chat()
     "chat_models": ADAPTER,
     "demo": EVERYTHING,
     "cli": EVERYTHING,
@@ -74,7 +74,7 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "adapter": ("langchain_core", "pydantic", "yaml", "huggingface_hub"),  # where its cache is
     "llms": ("langchain_core", "pydantic"),
     "chat_models": ("langchain_core", "pydantic"),
-    "demo": ("rich", "typer"),
+    "demo": ("rich", "langchain_core", "langchain", "pydantic"),
     "cli": EVERYTHING,
     "testing": EVERYTHING,
     "__init__": (),

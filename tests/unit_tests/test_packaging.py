@@ -119,7 +119,8 @@ def without_docstrings(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "test", "acceptance", "lint", "type", "format", "bench", "gpu"]
+    "target",
+    ["demo", "demo-hub", "cookbook", "test", "acceptance", "lint", "type", "format", "bench", "gpu"],
 )
 def test_makefile_has_the_target_and_make_reads_it(target):
     done = subprocess.run(
