@@ -17,7 +17,7 @@ from langchain_ensemble.chat.tool_formats import CANONICAL, ToolFormat
 
 Turn = dict[str, Any]
 
-Calls = Literal["native", "none", "apart", "single", "spelled", "text"]
+Calls = Literal["native", "apart", "single", "spelled", "text"]
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,22 @@ class Shape:
         system: ``"turns"``: as given; ``"first"``: all of it in one turn at the beginning;
             ``"user"``: in front of the next user's text.
         merge: Whether turns of one speaker in a row are one turn, and the user speaks first.
-        calls: ``"native"``: in the template's own fields; ``"none"``: with None for an empty text;
-            ``"apart"``: a turn's text in a turn before its calls; ``"single"``: so, and one call a
-            turn; ``"spelled"``: in the model's syntax, as text of the turn; ``"text"``: in the
-            common syntax, results as the user's text.
+        calls: ``"native"``: in the template's own fields; ``"apart"``: so, and a turn's text in a
+            turn before its calls; ``"single"``: so, and one call a turn; ``"spelled"``: in the
+            model's syntax, as text of the turn; ``"text"``: in the common syntax, results as the
+            user's text.
+        none: Whether a turn of calls without text has None for its content.
         short_ids: Whether calls have ids of nine letters and digits.
+        quoted: Whether a call's arguments are given as JSON text, not as an object.
         names: Whether a user's name stands before the text.
     """
 
     system: Literal["turns", "first", "user"] = "turns"
     merge: bool = False
     calls: Calls = "native"
+    none: bool = False
     short_ids: bool = False
+    quoted: bool = False
     names: bool = False
 
 
@@ -63,7 +67,7 @@ def arrange(messages: Sequence[Message], shape: Shape, style: ToolFormat) -> lis
     turns = _arrange_system(turns, shape.system)
     if shape.merge:
         turns = _merge(turns)
-    return [_turn(m, shape.calls) for m in turns]
+    return [_turn(m, shape) for m in turns]
 
 
 def tool_schemas(tools: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -88,25 +92,26 @@ def tool_schemas(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     ]
 
 
-def described(tools: Sequence[Tool]) -> str:
-    """What a member is told of tools in the common syntax, for its system prompt.
+def described(tools: Sequence[Tool], style: ToolFormat) -> str:
+    """What a member is told of tools, for its system prompt, where its template says nothing.
 
     Args:
         tools: At least one.
+        style: How they are to be called.
 
     Returns:
-        The text.
+        The text; control tokens of the format count as such.
     """
     listed = "\n".join(
         json.dumps(schema["function"], ensure_ascii=False) for schema in tool_schemas(tools)
     )
-    example = '{"name": "<tool>", "arguments": {<arguments as JSON>}}'
+    example = style.write([Call("", "tool", {"argument": "value"})])
+    several = style.syntax.between is not None
+    more = "; for several calls write several of them" if several else ""
     return (
         f"# Tools\n\nYou may call these tools:\n\n{listed}\n\n"
-        "To call one, end your answer with a block like this, and with nothing after it; for "
-        "several calls write several blocks:\n\n"
-        f"{CANONICAL.opening}\n{example}\n```\n\n"
-        "What a tool gives back comes in a tool_result block."
+        f"To call a tool, end your answer with its name and arguments in exactly this form{more}:"
+        f"\n\n{example}"
     )
 
 
@@ -195,7 +200,7 @@ def _arrange_calls(turns: Sequence[Message], calls: Calls, style: ToolFormat) ->
             replace(m, text=m.text + style.write(m.calls, ids=True), calls=()) if m.calls else m
             for m in turns
         ]
-    if calls in ("native", "none"):
+    if calls == "native":
         return list(turns)
     apart: list[Message] = []
     for m in turns:
@@ -300,7 +305,7 @@ def _one_turn(a: Message, b: Message) -> bool:
     return a.role == b.role != "tool" and one_voice and not a.calls
 
 
-def _turn(message: Message, calls: Calls) -> Turn:
+def _turn(message: Message, shape: Shape) -> Turn:
     turn: Turn = {"role": message.role, "content": message.text}
     if message.name is not None:
         turn["name"] = message.name
@@ -309,12 +314,15 @@ def _turn(message: Message, calls: Calls) -> Turn:
     if message.role == "tool":
         turn["tool_call_id"] = message.call_id
     if message.calls:
-        turn["tool_calls"] = [_call(call) for call in message.calls]
-        if calls == "none" and not message.text:
+        turn["tool_calls"] = [_call(call, shape.quoted) for call in message.calls]
+        if shape.none and not message.text:
             turn["content"] = None
     return turn
 
 
-def _call(call: Call) -> Turn:
-    function = {"name": call.name, "arguments": dict(call.arguments)}
+def _call(call: Call, quoted: bool) -> Turn:
+    arguments: Any = dict(call.arguments)
+    if quoted:
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    function = {"name": call.name, "arguments": arguments}
     return {"type": "function", "id": call.id, "function": function}

@@ -20,6 +20,7 @@ from langchain_ensemble.chat.tool_formats import CANONICAL, ToolFormat
 from langchain_ensemble.errors import ConfigError
 
 _REMEMBERED = 1024
+_SYSTEMS: tuple[Literal["turns", "first", "user"], ...] = ("turns", "first", "user")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Fitter:
         seen: list[object] = []
         best: Shape | None = None
         problems: list[str] = []
-        for shape in _shapes(forms, long_ids, style.format):
+        for shape in self._shapes(forms, long_ids, style.format):
             turns = arrange(messages, shape, style.format)
             if turns in seen:
                 continue
@@ -114,6 +115,24 @@ class Fitter:
             f"({', '.join(f.role for f in forms)}), however it is arranged: {said}. Give the "
             "member another template, Member(chat_template=...)"
         )
+
+    def _shapes(self, forms: Sequence[_Form], long_ids: bool, style: ToolFormat) -> Iterator[Shape]:
+        """All shapes, those that change least first."""
+        levels: tuple[Calls, ...] = ("native",)
+        short: tuple[bool, ...] = (False,)
+        quoted, none, names = short, short, short
+        if any(f.calls or f.answers is not None for f in forms):
+            levels = ("native", "apart", "single", "spelled", "text")
+            if style.name == CANONICAL.name:
+                levels = ("text",)
+            short = (False, True) if long_ids else short
+            quoted = (False, True)
+            none = (True, False) if self._template.asks_for_none else (False, True)
+        if any(f.name and f.role == "user" for f in forms):
+            names = (False, True)
+        for found in product(levels, none, quoted, short, _SYSTEMS, (False, True), names):
+            level, empty, text, ids, system, merge, name = found
+            yield Shape(system, merge, level, empty, ids, text, name)
 
 
 class _Style:
@@ -195,18 +214,3 @@ def _judge(text: str, words: Sequence[tuple[str, str, bool]], tools: Sequence[st
     repeated = any(text.count(word) > 1 for word, _, _ in words)
     places = [text.find(word) for word, _, ordered in words if ordered and word in text]
     return _Verdict(tuple(lost), repeated, places != sorted(places))
-
-
-def _shapes(forms: Sequence[_Form], long_ids: bool, style: ToolFormat) -> Iterator[Shape]:
-    """All shapes, those that change least first."""
-    calling = any(f.calls or f.answers is not None for f in forms)
-    levels: tuple[Calls, ...] = ("native",)
-    if calling:
-        levels = ("native", "none", "apart", "single", "spelled", "text")
-        if style.name == CANONICAL.name:
-            levels = ("text",)
-    short = (False, True) if calling and long_ids else (False,)
-    names = (False, True) if any(f.name and f.role == "user" for f in forms) else (False,)
-    systems: tuple[Literal["turns", "first", "user"], ...] = ("turns", "first", "user")
-    for level, ids, system, merge, name in product(levels, short, systems, (False, True), names):
-        yield Shape(system, merge, level, ids, name)

@@ -37,6 +37,7 @@ PLAIN_STOP = ("\nUser:", "\nSystem:", "\nAssistant:")
 """Where the answer of a model without a template ends, since it has no token for that."""
 
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+_ASKS_NONE = re.compile(r"content['\"]?\]? is (?:not )?none")
 _MARKER = re.compile(r"[<\[◁][^<>\[\]\s]{1,60}[>\]▷]")
 
 
@@ -86,6 +87,11 @@ class Template:
         texts = [c for c in constants if isinstance(c, str)]
         self.literals = "\0".join([*data, *texts])
         self.markers = tuple(dict.fromkeys(m for t in texts for m in _MARKER.findall(t)))
+
+    @property
+    def asks_for_none(self) -> bool:
+        """Whether it tells a turn of nothing but calls by a content that is None."""
+        return _ASKS_NONE.search(self._text + self._with_tools) is not None
 
     @property
     def knows_tools(self) -> bool:

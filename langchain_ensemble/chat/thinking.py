@@ -25,6 +25,8 @@ _MARKERS = (
 _CHANNEL = "<|channel|>analysis<|message|>"
 _FINAL = "<|start|>assistant<|channel|>final<|message|>"
 _PROBE = ({"role": "user", "content": "Hi"},)
+NO_THINKING = "/no_think"
+"""The word of ``how="word"``."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class ThinkingFormat:
     Attributes:
         opening: Opens a thought.
         closing: Closes it; what the model writes before it is the thought.
-        how: ``"switch"``: the template turns it on and off; ``"always"``: it cannot be turned off.
+        how: ``"switch"``: a variable of the template turns it on and off; ``"word"``: a word in the
+            system prompt turns it off; ``"always"``: it cannot be turned off.
         spelled: Ids of the markers that are control tokens, with their bytes.
         switch: The template's variable, empty where there is none.
         space: White space after the opening and before the closing.
@@ -44,7 +47,7 @@ class ThinkingFormat:
 
     opening: str
     closing: str
-    how: Literal["switch", "always"]
+    how: Literal["switch", "word", "always"]
     spelled: Mapping[int, bytes] = field(default_factory=dict)
     switch: str = ""
     space: str = "\n"
@@ -103,8 +106,20 @@ def thinking_format(template: Template, controls: Mapping[str, int]) -> Thinking
         if plain.rstrip().endswith(opening):
             space = plain[len(plain.rstrip()) :]
             spelled = _ids(opening + closing, controls)
-            return ThinkingFormat(opening, closing, "always", spelled, space=space)
+            how: Literal["word", "always"] = "word" if _obeys_word(template, opening) else "always"
+            return ThinkingFormat(opening, closing, how, spelled, space=space)
     return None
+
+
+def _obeys_word(template: Template, opening: str) -> bool:
+    """Whether a word in the system prompt keeps the template from opening a thought."""
+    if NO_THINKING not in template.literals:
+        return False
+    try:
+        text = template.render([{"role": "system", "content": NO_THINKING}, *_PROBE])
+    except Refused:
+        return False
+    return not text.rstrip().endswith(opening)
 
 
 def _switched(

@@ -216,6 +216,12 @@ FORMATS: tuple[ToolFormat, ...] = (
             end="<｜tool▁calls▁end｜>",
         ),
     ),
+    ToolFormat("nemotron", "<TOOLCALL>", _json("<TOOLCALL>[", ", ", "]</TOOLCALL>", "arguments")),
+    ToolFormat(
+        "phi-4-repeated",
+        "<|tool_call|>",
+        _json("<|tool_call|>", "<|/tool_call|><|tool_call|>", "<|/tool_call|>", "arguments"),
+    ),
     ToolFormat(
         "phi-4",
         "<|tool_call|>",

@@ -7,7 +7,7 @@ template can show it, rendered, and tokenised once. It keeps nothing of any conv
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,12 +19,12 @@ from langchain_ensemble.chat.arrange import (
     with_ids,
     with_system,
 )
-from langchain_ensemble.chat.conversation import ChatRequest, Conversation, Message, Tool
+from langchain_ensemble.chat.conversation import Call, ChatRequest, Conversation, Message, Tool
 from langchain_ensemble.chat.disarm import Disarmer, Marks, all_strings, free_marks, map_strings
 from langchain_ensemble.chat.fitting import Fitter
-from langchain_ensemble.chat.recognise import tool_format
+from langchain_ensemble.chat.recognise import shows_tools, tool_format
 from langchain_ensemble.chat.template import PLAIN_STOP, Refused, Template
-from langchain_ensemble.chat.thinking import ThinkingFormat, thinking_format
+from langchain_ensemble.chat.thinking import NO_THINKING, ThinkingFormat, thinking_format
 from langchain_ensemble.chat.tool_formats import CANONICAL, ToolFormat
 from langchain_ensemble.errors import ConfigError, ContextError
 from langchain_ensemble.members.base import MemberPrompt
@@ -35,6 +35,19 @@ _READ_THOUGHT = "My thoughts:\n{thought}\n\nMy answer:\n"
 reasoning model has its own. It is a part of the prompt, so no byte of it is answer; the last line
 says that the answer is still to come, since a member that takes the thought for the answer votes
 to end at once."""
+
+
+@dataclass(frozen=True)
+class _AnswerStart:
+    """What comes before an answer that is no part of it.
+
+    Attributes:
+        gap: Lines that the prompt has to end with.
+        space: Whether the answer's first token brings a space of its own.
+    """
+
+    gap: str = ""
+    space: bool = False
 
 
 class ChatView:
@@ -80,6 +93,8 @@ class ChatView:
         self._fitter = Fitter(name, self._template)
         controls = self._disarmer.controls
         self.tools: ToolFormat = tool_format(self._template, controls)
+        native = self.tools.name != CANONICAL.name
+        self._shows_tools = native and shows_tools(self._template)
         self.thinking: ThinkingFormat | None = thinking_format(self._template, controls)
         self.stop: tuple[str, ...] = PLAIN_STOP if self._template.plain else ()
         if self._template.plain:
@@ -164,7 +179,8 @@ class ChatView:
                 length=len(ids),
                 limit=self._context,
             )
-        return MemberPrompt(tuple(ids), text_start=self._text_start)
+        plain = not think or (self.thinking is None and thought is None)
+        return MemberPrompt(tuple(ids), text_start=plain and self._answer_start.space)
 
     def _ids(
         self, conversation: Conversation, request: ChatRequest, think: bool, thought: str | None
@@ -177,9 +193,11 @@ class ChatView:
         messages = with_ids(given)
         marks = self._marks(messages, offered, thought or "")
         messages = [self._broken(m, marks) for m in messages]
+        if not think and self.thinking is not None and self.thinking.how == "word":
+            messages = with_system(messages, NO_THINKING)
         tools = [self._broken_tool(t, marks) for t in offered]
-        if tools and style.name == CANONICAL.name:
-            messages, tools = with_system(messages, described(tools)), []
+        if tools and not (self._shows_tools and style is self.tools):
+            messages, tools = with_system(messages, described(tools, style)), []
         shape = self._fitter.shape(messages, style, tools)
         text = self._render(messages, shape, style, tools, think)
         text += self._opened(text, think, thought, marks)
@@ -205,11 +223,15 @@ class ChatView:
     def _opened(self, prompt: str, think: bool, thought: str | None, marks: Marks) -> str:
         """What follows the rendered prompt: an opened or a whole thought, or nothing."""
         if not think:
-            return ""
+            return self._answer_start.gap
         thinking = self.thinking
         broken = "" if thought is None else self._disarmer.break_text(thought, marks)
         if thinking is None:
-            return "" if thought is None else _READ_THOUGHT.format(thought=broken.strip())
+            return (
+                self._answer_start.gap
+                if thought is None
+                else _READ_THOUGHT.format(thought=broken.strip())
+            )
         opened = thinking.open(prompt)[len(prompt) :]
         return opened if thought is None else opened + thinking.close(broken)
 
@@ -232,11 +254,14 @@ class ChatView:
             name=None if message.name is None else self._break(message.name, marks),
             thought=None if message.thought is None else self._break(message.thought, marks),
             calls=tuple(
-                replace(
-                    c, name=self._inner(c.name, marks), arguments=self._json(c.arguments, marks)
+                Call(
+                    self._inner(c.id, marks),
+                    self._inner(c.name, marks),
+                    self._json(c.arguments, marks),
                 )
                 for c in message.calls
             ),
+            call_id=None if message.call_id is None else self._inner(message.call_id, marks),
         )
 
     def _broken_tool(self, tool: Tool, marks: Marks) -> Tool:
@@ -259,18 +284,24 @@ class ChatView:
         )
 
     @cached_property
-    def _text_start(self) -> bool:
-        """Whether an answer begins with a space that is none of its bytes: turns in history do."""
-        if not self._vocabulary.dummy_prefix:
-            return False
+    def _answer_start(self) -> _AnswerStart:
+        """What the template's own history writes between the assistant's opening and an answer."""
         asked = {"role": "user", "content": "Hi"}
         said = {"role": "assistant", "content": "Hello"}
-        marks = free_marks(())
+        settings = {} if self.thinking is None else self.thinking.settings(False)
         try:
-            before = self._disarmer.encode(self._template.render([asked]), marks)
-            whole = self._disarmer.encode(self._template.render([asked, said]), marks)
+            before = self._template.render([asked], **settings)
+            whole = self._template.render([asked, said], **settings)
         except Refused:
-            return False
-        if whole[: len(before)] != before or len(whole) == len(before):
-            return False
-        return self._vocabulary.decode(whole[len(before) :][:1]).startswith(b" ")
+            return _AnswerStart()
+        gap, found, _ = whole.removeprefix(before).partition("Hello")
+        if not whole.startswith(before) or not found or gap.strip():
+            return _AnswerStart()
+        if "\n" in gap:
+            return _AnswerStart(gap=gap)
+        marks = free_marks(())
+        start = self._disarmer.encode(before, marks)
+        ids = self._disarmer.encode(whole, marks)
+        first = ids[len(start) : len(start) + 1] if ids[: len(start)] == start else []
+        spaced = self._vocabulary.decode(first).startswith(b" ")
+        return _AnswerStart(space=spaced and self._vocabulary.dummy_prefix)
