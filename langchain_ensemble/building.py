@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from langchain_ensemble.chat.view import ChatView
 from langchain_ensemble.constraints.utf8 import REJECT, START, next_states
-from langchain_ensemble.decoding.protocols import Voice
+from langchain_ensemble.decoding.protocols import Voice, Warn
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.fusion import prepare
 from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext, MemberKeys
@@ -91,6 +92,28 @@ def build(
     )
     fuser = prepare(fusion, context)
     return Built(tuple(members), vocabularies, voices, fuser, aligned.key_bytes)
+
+
+def view_of(member: LoadedMember, vocabulary: Vocabulary, warn: Warn) -> ChatView:
+    """How a loaded member reads conversations.
+
+    Args:
+        member: The member.
+        vocabulary: Its vocabulary.
+        warn: Called with a sentence when something is worth knowing.
+
+    Returns:
+        Its view.
+    """
+    return ChatView(
+        member.name,
+        member.tokenizer,
+        vocabulary,
+        chat_template=member.chat_template,
+        system=member.system,
+        context=member.context,
+        warn=warn,
+    )
 
 
 def _check_needs(members: Sequence[LoadedMember], fusion: Fusion) -> None:

@@ -5,6 +5,8 @@ Main is first everywhere below this file; users' orders (members, weights) end h
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
 import warnings
@@ -12,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from langchain_ensemble.building import Built, Progress, build
+from langchain_ensemble.building import Built, Progress, build, view_of
+from langchain_ensemble.chat.conversation import ChatRequest, Conversation
+from langchain_ensemble.chat.view import ChatView
 from langchain_ensemble.decoding.engine import Decoding, Engine
 from langchain_ensemble.decoding.protocols import Sampling
 from langchain_ensemble.decoding.records import Answer, Score
@@ -21,13 +25,15 @@ from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
 from langchain_ensemble.fusion import get_fusion
 from langchain_ensemble.fusion.base import Fusion
-from langchain_ensemble.members.base import LoadedMember
-from langchain_ensemble.members.loading import load_members, load_tokenizer
+from langchain_ensemble.members.base import LoadedMember, MemberPrompt
+from langchain_ensemble.members.loading import load_members
 from langchain_ensemble.members.sampling import filters, penalty
-from langchain_ensemble.members.sources import locate
 from langchain_ensemble.params import EnsembleParams, RequestParams, resolve_weights
 from langchain_ensemble.store import Store
-from langchain_ensemble.vocab.vocabulary import Vocabulary, check_text
+from langchain_ensemble.turn.tasks import TurnTasks
+from langchain_ensemble.turn.turn import Turn
+from langchain_ensemble.unloaded import Unloaded
+from langchain_ensemble.vocab.vocabulary import check_text
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +56,11 @@ class Ensemble:
         self.names = params.names
         self.main_name = params.main_name
         self._engine = Engine()
-        self._store = Store()
+        self._store, self._unloaded = Store(), Unloaded(params)
         self._lock = threading.RLock()
         self._built: Built | None = None
-        self._scorer: tuple[tuple[str, str, tuple[int, ...]], Scorer] | None = None
-        self._main_vocabulary: Vocabulary | None = None
+        self._scorer: tuple[tuple[Any, ...], Scorer] | None = None
+        self._views: dict[int, ChatView] = {}
 
     @property
     def loaded(self) -> bool:
@@ -97,13 +103,13 @@ class Ensemble:
                 for member in self._built.members:
                     member.close()
                 self._built = self._scorer = None
+                self._views = {}
 
     def __enter__(self) -> Self:
         """Load, to be unloaded at the end of the block."""
         return self.load()
 
     def __exit__(self, *_: object) -> None:
-        """Unload."""
         self.unload()
 
     def _build(self, members: Sequence[LoadedMember], on_progress: Progress | None) -> Built:
@@ -125,24 +131,57 @@ class Ensemble:
         Raises:
             ConfigError: Wrong weights, or a prompt that does not fit a member.
         """
+        task = self._task(self._ready(), request)
+        read = [[v.member.prompt(text) for v in task.voices] for text in prompts]
+        return self._engine.admit(replace(task, prompts=read))
+
+    def open_chat(
+        self, conversation: Conversation, request: RequestParams, chat: ChatRequest
+    ) -> Turn:
+        """Begin to answer a conversation; nothing runs before the first ``step``.
+
+        Args:
+            conversation: Read by each member in its own chat template.
+            request: What may change per request.
+            chat: How this turn is to be answered.
+
+        Returns:
+            The turn, to be stepped and closed; ``request.n`` answers.
+
+        Raises:
+            ConfigError: Wrong weights, or thinking that a member cannot do.
+        """
         built = self._ready()
+        task = self._task(built, request)
+        views = [self._view(built, place) for place in task.places]
+        vocabularies = [built.vocabularies[place] for place in task.places]
+        return Turn(TurnTasks(task, views, vocabularies, conversation, chat), self._engine.admit)
+
+    def _task(self, built: Built, request: RequestParams) -> Task:
+        """A request's task, without prompts."""
         places, weights = self._voices_with_weight(request.weights)
-        voices = tuple(built.voices[p] for p in places)
-        alone = len(voices) == 1
-        task = Task(
-            voices=voices,
+        alone = len(places) == 1
+        return Task(
+            voices=tuple(built.voices[p] for p in places),
             weights=weights,
             places=places,
             num_members=len(built.members),
             fuser=None if alone else built.fuser,
             key_bytes=() if alone else built.key_bytes,
-            prompts=[[voice.member.prompt(text) for voice in voices] for text in prompts],
+            prompts=(),
             request=request,
             sampling=_sampling(request),
             weigh_boundaries=self.params.open_boundaries == "discount",
             warn=_warn,
         )
-        return self._engine.admit(task)
+
+    def _view(self, built: Built, place: int) -> ChatView:
+        """How a member reads conversations, made at first use."""
+        with self._lock:
+            if place not in self._views:
+                member, vocabulary = built.members[place], built.vocabularies[place]
+                self._views[place] = view_of(member, vocabulary, _warn)
+            return self._views[place]
 
     def generate(self, prompts: Sequence[str], request: RequestParams) -> list[list[Answer]]:
         """Decode some prompts to the end.
@@ -181,28 +220,69 @@ class Ensemble:
         """
         check_text(text)
         built = self._ready()
-        places, shares = self._voices_with_weight(weights)
-        if member is not None:
-            names = [m.name for m in built.members]
-            if member not in names:
-                raise ConfigError(unknown_name("member", member, names))
-            places, shares = (names.index(member),), (1.0,)
-        key = (text, prompt, places)
+        places, shares = self._scored_places(built, weights, member)
+        prompts = [built.members[p].prompt(prompt) for p in places]
+        return self._score(built, text, prompts, places, shares)
+
+    def score_chat(
+        self,
+        conversation: Conversation,
+        answer: str,
+        *,
+        weights: Any = "uniform",
+        member: str | None = None,
+    ) -> Score:
+        """Fused log-likelihood of an answer to a conversation, teacher-forced along main's ids.
+
+        Args:
+            conversation: Read by each member in its own chat template.
+            answer: What is scored.
+            weights: As in a request.
+            member: Score one member alone, by its own ids.
+
+        Returns:
+            The score.
+
+        Raises:
+            ConfigError: As :meth:`score`.
+        """
+        check_text(answer)
+        built = self._ready()
+        places, shares = self._scored_places(built, weights, member)
+        prompts = [self._view(built, p).prompt(conversation, ChatRequest()) for p in places]
+        return self._score(built, answer, prompts, places, shares)
+
+    def _scored_places(
+        self, built: Built, weights: Any, member: str | None
+    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        if member is None:
+            return self._voices_with_weight(weights)
+        if member not in built.names:
+            raise ConfigError(unknown_name("member", member, built.names))
+        return (built.names.index(member),), (1.0,)
+
+    def _score(
+        self,
+        built: Built,
+        text: str,
+        prompts: Sequence[MemberPrompt],
+        places: tuple[int, ...],
+        shares: tuple[float, ...],
+    ) -> Score:
+        """Score a text; distributions of the same text and prompt are kept for other weights."""
+        key = (text, tuple(prompts), places)
         with self._engine.lock:
             last, self._scorer = self._scorer, None
-            scorer = last[1] if last and last[0] == key else self._new_scorer(built, *key)
+            voices = [built.voices[p] for p in places]
+            if len(voices) == 1:  # alone it is main, and its own ids are walked
+                voices = [replace(voices[0], verbatim=True)]
+            scorer = last[1] if last and last[0] == key else Scorer(voices, prompts, text)
             fuser = None if len(places) == 1 else built.fuser
             weigh = self.params.open_boundaries == "discount"
             score = scorer.run(shares, fuser, places, len(built.members), weigh)
             if scorer.kept:
                 self._scorer = (key, scorer)
             return score
-
-    def _new_scorer(self, built: Built, text: str, prompt: str, places: Sequence[int]) -> Scorer:
-        voices = [built.voices[p] for p in places]
-        if len(voices) == 1:  # alone it is main, and its own ids are walked
-            voices = [replace(voices[0], verbatim=True)]
-        return Scorer(voices, [voice.member.prompt(prompt) for voice in voices], text)
 
     def _voices_with_weight(self, weights: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Places (main first) of the members that have a voice, and their weights."""
@@ -222,15 +302,29 @@ class Ensemble:
         Returns:
             The ids.
         """
-        with self._lock:
-            if self._main_vocabulary is None:
-                main = self.params.ordered[0]
-                self._main_vocabulary = Vocabulary(load_tokenizer(main, locate(main)))
-            return self._main_vocabulary.encode(text).ids
+        return self._unloaded.token_ids(text)
 
-    def contexts(self) -> dict[str, int | None]:
-        """Positions of each member, by name; loads the weights."""
-        return {m.name: m.context for m in self._ready().members}
+    def count_chat(self, conversation: Conversation, chat: ChatRequest | None = None) -> int:
+        """Main's ids of a conversation in its template; needs the tokenizer only.
+
+        Args:
+            conversation: The turns and the tools on offer.
+            chat: How the turn would be answered.
+
+        Returns:
+            How many ids main would read before its answer.
+        """
+        return self._unloaded.count_chat(conversation, chat or ChatRequest())
+
+    def chat_limits(self) -> dict[str, int | None]:
+        """Positions of each member, by name, from its config; no weights are read."""
+        return self._unloaded.limits()
+
+    def fingerprint(self) -> str:
+        """Identify weights, commits and fixed settings: equal ones give equal answers."""
+        weights = [[m.name, m.weights_hash] for m in self._ready().members]
+        whole = json.dumps([weights, self.identity()], sort_keys=True, default=repr).encode()
+        return "fp_" + hashlib.sha256(whole).hexdigest()[:16]
 
     def chat_templates(self) -> list[str]:
         """Names of the members that have a chat template; loads the weights."""
