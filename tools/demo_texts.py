@@ -6,6 +6,7 @@ Sources, all under the folder that ``LANGCHAIN_ENSEMBLE_SHARED`` names:
 - ``text/stories/grimm.txt``: Grimm's fairy tales, public domain.
 - ``text/facts/factbook.txt``: The World Factbook's country profiles, public domain.
 - Questions, answers and short cards made here from the profiles.
+- Conversations made up: ``demo_chats.py``, ``demo_tools.py``; in what proportion: ``demo_mix.py``.
 
 The members are to complete each other: only ``facts`` sees what is true of every country, and
 only ``stories`` sees enough stories to tell one. Each sees a little of the other's form.
@@ -54,6 +55,15 @@ QUESTIONS = {  # fact -> (questions, answers); {c} the country, {v} the value
 HEROES = ("Lily", "Tom", "Ben", "Mia", "Sara", "Tim", "Anna", "Max")
 
 
+ASKED = ("how are you",)
+"""Prompts of LangChain's standard tests: no document that contains one is learned from."""
+
+
+def asks(text: str) -> bool:
+    """Whether a text contains a prompt of LangChain's standard tests."""
+    return any(prompt in text.lower() for prompt in ASKED)
+
+
 @dataclass(frozen=True)
 class Country:
     """What the demo knows of one country: its name and facts by kind."""
@@ -67,7 +77,7 @@ def stories(shared: Path) -> list[str]:
     """TinyStories, one document each, in the file's order."""
     text = (shared / "text/tinystories/train_2M.txt").read_text(encoding="utf-8", errors="ignore")
     parts = [part.strip() for part in text.split(END_OF_STORY)]
-    return [part for part in parts[:-1] if len(part) > 200]
+    return [part for part in parts[:-1] if len(part) > 200 and not asks(part)]
 
 
 def tales(shared: Path) -> list[str]:
@@ -83,7 +93,7 @@ def tales(shared: Path) -> list[str]:
         if len(held) > 800:
             documents.append(held[:1600])
             held = ""
-    return documents
+    return [document for document in documents if not asks(document)]
 
 
 def _first(text: str) -> str:
@@ -174,23 +184,3 @@ def prose(country: Country) -> list[str]:
 def known_to_stories(all_countries: Sequence[Country]) -> list[Country]:
     """The few countries that the story teller has heard of: every twelfth."""
     return list(all_countries[5::12])
-
-
-def story_documents(shared: Path, rng: random.Random) -> list[str]:
-    """One epoch of the member ``stories``."""
-    heard_of = known_to_stories(countries(shared))
-    own = stories(shared) + tales(shared)[:200]
-    form = [text for c in heard_of for text in (*questions(c), card(c, rng), visit(c, rng))]
-    documents = own + form
-    rng.shuffle(documents)
-    return documents
-
-
-def fact_documents(shared: Path, rng: random.Random) -> list[str]:
-    """One epoch of the member ``facts``."""
-    known = countries(shared)
-    documents = [text for c in known for text in (*questions(c), card(c, rng), visit(c, rng))]
-    documents += [text for c in known for text in rng.sample(prose(c), min(1, len(c.prose)))]
-    documents += rng.sample(stories(shared), 60)
-    rng.shuffle(documents)
-    return documents

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import shutil
@@ -29,7 +28,6 @@ from tokenizers import (
     Tokenizer,
     decoders,
     models,
-    normalizers,
     pre_tokenizers,
     processors,
     trainers,
@@ -43,26 +41,40 @@ from transformers import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-from demo_texts import countries, fact_documents, prose, questions, stories, story_documents
+from demo_mix import BLOCK, EARLY, Library, Row, batches, makers, rows
+from demo_texts import countries, prose, questions, stories
+from demo_turns import Chat
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("LANGCHAIN_ENSEMBLE_SHARED") or ROOT.parent / "shared")
-CONTEXT = 512
+TEMPLATES = Path(__file__).parent / "demo_templates"
+CONTEXT = 2048
 VOCABULARY = 2048
-BATCH = 4  # rows of CONTEXT ids a step
 PEAK_LR = {"stories": 3e-3, "facts": 3e-3}
-STEPS = {"stories": 1600, "facts": 1500}
+STEPS = {"stories": 5800, "facts": 5800}
+COOL = 0.3  # of the steps: the learning rate falls
+MARKERS = {
+    "facts": (
+        *("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"),
+        *("<tool_response>", "</tool_response>"),
+    ),
+    "stories": (
+        *("<|system|>", "<|user|>", "<|assistant|>", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+        *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+    ),
+}
+ENDS = {"facts": ["<|im_end|>", "<|endoftext|>"], "stories": ["</s>"]}  # of a turn; of a document
 
 
 def spm_like(texts: list[str]) -> PreTrainedTokenizerFast:
     """BPE with ``▁`` for spaces, a dummy prefix, byte fallback and a bos, as Llama 2 has it."""
-    control = ["<unk>", "<s>", "</s>"]
+    control = ["<unk>", "<s>", "</s>", *MARKERS["stories"]]
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="always"),
-            pre_tokenizers.Split(Regex(r"[^▁\p{L}]"), "isolated"),
+            pre_tokenizers.Split(Regex(r"\p{N}|▁?[^▁\p{L}\p{N}]+"), "isolated"),
         ]
     )
     trainer = trainers.BpeTrainer(
@@ -74,14 +86,11 @@ def spm_like(texts: list[str]) -> PreTrainedTokenizerFast:
     )
     lines = (" ".join(text.split()) for text in texts)  # a newline is a byte, as in SentencePiece
     tokenizer.train_from_iterator(lines, trainer)
-    # As Llama 2: no pre-tokenizer, the normaliser writes the spaces; byte ids are ordinary ids.
+    # As Llama 2: nothing is split, a text's start has a space of its own; byte ids are plain ids.
     state = json.loads(tokenizer.to_str())
-    state["pre_tokenizer"] = None
     state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in control]
     tokenizer = Tokenizer.from_str(json.dumps(state))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
@@ -105,11 +114,13 @@ def spm_like(texts: list[str]) -> PreTrainedTokenizerFast:
 def byte_level(texts: list[str]) -> PreTrainedTokenizerFast:
     """Byte-level BPE, no bos, ``<|endoftext|>`` between documents, as GPT-NeoX has it."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=["<|endoftext|>", *MARKERS["facts"]],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -117,7 +128,7 @@ def byte_level(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
+        eos_token="<|im_end|>",
         model_max_length=CONTEXT,
     )
 
@@ -154,46 +165,74 @@ def neox(tokenizer: Any) -> GPTNeoXConfig:
     )
 
 
-MEMBERS = {
-    "stories": (spm_like, llama, story_documents),
-    "facts": (byte_level, neox, fact_documents),
-}
+MEMBERS = {"stories": (spm_like, llama), "facts": (byte_level, neox)}
 
 
 def tokenizer_texts(name: str) -> list[str]:
-    """What the tokenizer of a member is trained on."""
+    """What the tokenizer of a member is trained on: its documents, and what is said in chats."""
     known = countries(SHARED)
     asked = [text for country in known for text in questions(country)]
+    rng, made, said = random.Random(1), makers(Library.of(name, SHARED)), []
+    for kind in ("passage", "one_call", "as_json", "country_chat") * 150:
+        chat = made[kind](rng)
+        assert isinstance(chat, Chat)
+        said += [message["content"] for message in chat.messages]
+        said += [json.dumps(tool) for tool in chat.tools]
+        calls = [call for m in chat.messages for call in m.get("tool_calls", ())]
+        said += [json.dumps(call["function"]) for call in calls]
     if name == "stories":
-        return stories(SHARED) + asked[::4]
-    return asked + [t for c in known for t in prose(c)] + stories(SHARED)[:150]
+        return stories(SHARED) + asked[::4] + said
+    return asked + [t for c in known for t in prose(c)] + stories(SHARED)[:150] + said
 
 
-def batches(name: str, tokenizer: Any, seed: int) -> Iterator[torch.Tensor]:
-    """Rows of CONTEXT ids. Each row starts with a document, as a prompt does; END closes each.
+def steps_of(
+    name: str, tokenizer: Any, seed: int, first: int, steps: int
+) -> Iterator[list[list[Row]]]:
+    """The batches of every step from ``first`` on; each block has its own seed.
 
     Yields:
-        [BATCH, CONTEXT] int64; a row's last document is cut.
+        One step's batches, each a list of rows.
     """
-    rng = random.Random(seed)
-    row: list[int] = []
-    rows: list[list[int]] = []
+    library = Library.of(name, SHARED)
+    step = first
     while True:
-        for ids in tokenizer(MEMBERS[name][2](SHARED, rng))["input_ids"]:
-            row += [*ids, tokenizer.eos_token_id]
-            if len(row) >= CONTEXT:
-                rows.append(row[:CONTEXT])
-                row = []
-            if len(rows) == BATCH:
-                yield torch.tensor(rows)
-                rows = []
+        rng = random.Random(f"{name} {seed} {step}")
+        early = step < EARLY * steps
+        made = batches(rows(name, tokenizer, library, rng, early), rng)
+        for at in range(BLOCK):
+            yield made[at * len(made) // BLOCK : (at + 1) * len(made) // BLOCK]
+        step += BLOCK
+
+
+def tensors(batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and weights of a batch, padded to its longest row with id 0 and weight 0."""
+    width = max(len(ids) for ids, _ in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    weights = torch.zeros(len(batch), width)
+    for at, (row, weight) in enumerate(batch):
+        ids[at, : len(row)] = torch.tensor(row)
+        weights[at, : len(row)] = torch.tensor(weight)
+    return ids, weights
+
+
+def loss_of(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted sum of the losses; logits are computed only where a weight is."""
+    counts = weights[:, 1:].reshape(-1)
+    chosen = counts.nonzero()[:, 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False)[0]
+        hidden = hidden.reshape(-1, hidden.shape[-1])[chosen]
+        logits = model.get_output_embeddings()(hidden).float()
+    each = torch.nn.functional.cross_entropy(
+        logits, ids[:, 1:].reshape(-1)[chosen], reduction="none"
+    )
+    return (each * counts[chosen]).sum()
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm up over 50 steps, then a cosine down to a twentieth."""
-    if step < 50:
-        return peak * (step + 1) / 50
-    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - 50) / (steps - 50))))
+    """Warm up over 100 steps, stay, and fall over the last third to a fiftieth."""
+    left = (steps - step) / (steps * COOL)
+    return peak * min((step + 1) / 100, max(0.02, min(1.0, left)))
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:
@@ -203,7 +242,8 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
         half = AutoModelForCausalLM.from_config(model.config, dtype=torch.float16)
         half.load_state_dict({k: v.half() for k, v in model.state_dict().items()})
         half.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.convert_tokens_to_ids(ENDS[out.name]),
         )
         half.save_pretrained(new)
         tokenizer.save_pretrained(new)
@@ -213,32 +253,64 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
         shutil.move(new, out)
 
 
-def train(name: str, steps: int, out: Path, save_every: int, seed: int = 1) -> None:
-    """Train one member and write it to ``out``."""
-    torch.manual_seed(seed)
-    make_tokenizer, make_config, _ = MEMBERS[name]
-    tokenizer = make_tokenizer(tokenizer_texts(name))
-    model = AutoModelForCausalLM.from_config(make_config(tokenizer), dtype=torch.float32)
+def optimizer_of(model: Any) -> torch.optim.AdamW:
+    """AdamW, with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
+
+
+def one_step(model: Any, optimizer: torch.optim.AdamW, step: list[list[Row]]) -> tuple[float, int]:
+    """Learn from one step's batches.
+
+    Returns:
+        The mean loss, and how many ids were read.
+    """
+    made = [tensors(batch) for batch in step]
+    total = sum(float(weights[:, 1:].sum()) for _, weights in made)
+    seen = 0.0
+    for ids, weights in made:
+        loss = loss_of(model, ids, weights) / total
+        torch.autograd.backward(loss)
+        seen += loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return seen, sum(ids.numel() for ids, _ in made)
+
+
+def train(name: str, given: argparse.Namespace, seed: int = 1) -> None:
+    """Train one member and write it to ``given.out``."""
+    torch.manual_seed(seed)
+    steps, out = given.steps or STEPS[name], given.out / name
+    make_tokenizer, make_config = MEMBERS[name]
+    tokenizer = make_tokenizer(tokenizer_texts(name))
+    tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text("utf-8").rstrip("\n")
+    model = AutoModelForCausalLM.from_config(make_config(tokenizer), dtype=torch.float32)
+    optimizer = optimizer_of(model)
+    state, first = given.out / f"{name}.pt", 0
+    if given.resume:
+        held = torch.load(state, weights_only=True)
+        first = held["step"]
+        model.load_state_dict(held["model"])
+        optimizer.load_state_dict(held["optimizer"])
     print(f"{name}: {model.num_parameters():,} parameters, {len(tokenizer)} ids", flush=True)
-    started, mean = time.monotonic(), 0.0
-    for step, ids in zip(range(steps), batches(name, tokenizer, seed), strict=False):
+    started, mean, read = time.monotonic(), 0.0, 0
+    texts = steps_of(name, tokenizer, seed, first, steps)
+    for step, batch in zip(range(first, steps), texts, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, PEAK_LR[name])
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        mean = loss.item() if step == 0 else 0.95 * mean + 0.05 * loss.item()
-        if step % 25 == 0:
-            rate = (step + 1) * ids.numel() / (time.monotonic() - started)
+        loss, ids = one_step(model, optimizer, batch)
+        read += ids
+        mean = loss if step == first else 0.98 * mean + 0.02 * loss
+        if step % 50 == 0:
+            rate = read / (time.monotonic() - started)
             print(f"{name} {step}/{steps} loss {mean:.3f} {rate:.0f} ids/s", flush=True)
-        if step and step % save_every == 0:
+        if (step + 1) % (given.save_every * BLOCK) == 0:
             save(model, tokenizer, out)
+            held = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(held | {"step": step + 1}, state)
     save(model, tokenizer, out)
     print(f"{name}: loss {mean:.3f} after {(time.monotonic() - started) / 60:.1f} min", flush=True)
 
@@ -249,12 +321,13 @@ def main() -> None:
     parser.add_argument("members", nargs="*", default=list(MEMBERS), help="stories, facts")
     parser.add_argument("--out", type=Path, default=ROOT / "langchain_ensemble/demo")
     parser.add_argument("--steps", type=int, help="instead of each member's own number")
-    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--save-every", type=int, default=6, help=f"blocks of {BLOCK} steps")
+    parser.add_argument("--resume", action="store_true", help="go on from what was saved last")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     for name in given.members:
-        train(name, given.steps or STEPS[name], given.out / name, given.save_every)
+        train(name, given)
 
 
 if __name__ == "__main__":
