@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from langchain_ensemble._version import __version__
+from langchain_ensemble.adapter.provider import register
 from langchain_ensemble.chat_models import ChatEnsemble
 from langchain_ensemble.errors import (
     CacheError,
@@ -48,6 +49,7 @@ __all__ = [
     "UnfinishedError",
     "VocabularyError",
     "__version__",
+    "register",
 ]
 
 

@@ -32,6 +32,7 @@ from langchain_ensemble.adapter.fields import EnsembleFields
 from langchain_ensemble.adapter.outputs import Transcript, whole_result
 from langchain_ensemble.adapter.running import Run
 from langchain_ensemble.adapter.settings import joined_stop
+from langchain_ensemble.chat_models import ChatEnsemble
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.params import DEFAULT_MAX_TOKENS, RequestParams
 
@@ -322,6 +323,19 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         """
         chosen = self._scored_with(member, weights)
         return self._ready().score(text, prompt, weights=chosen, member=member)
+
+    def as_chat(self, **changes: Any) -> ChatEnsemble:
+        """Give the same ensemble as a chat model, over the same loaded weights.
+
+        Args:
+            **changes: Any field of ``ChatEnsemble``, in place of this one's.
+
+        Returns:
+            A chat model with the settings that this object was given; what was left to its default
+            has the chat model's (``max_tokens``: what the context leaves).
+        """
+        shared = [name for name in ChatEnsemble.model_fields if name in self.model_fields_set]
+        return ChatEnsemble(**{**{name: getattr(self, name) for name in shared}, **changes})
 
     @model_validator(mode="after")
     def _stamp_ensemble_version(self) -> Self:

@@ -90,8 +90,8 @@ class _Handle:
         if names:
             warnings.warn(
                 f"members {', '.join(map(repr, names))} have a chat template, and raw text goes "
-                "past it: an instruct model may ramble or never end. Write the template into "
-                "the prompt; applying each member's template is the work of a chat interface",
+                "past it: an instruct model may ramble or never end. as_chat() gives the same "
+                "ensemble as a chat model, in which each member reads its own template",
                 EnsembleWarning,
                 stacklevel=2,
             )

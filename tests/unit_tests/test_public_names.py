@@ -26,6 +26,7 @@ PUBLIC = [
     "UnfinishedError",
     "VocabularyError",
     "__version__",
+    "register",
 ]
 
 
