@@ -12,7 +12,7 @@ from langchain_core.messages import BaseMessage
 from langchain_ensemble.adapter.formats import Asked, read_grammar, read_response_format
 from langchain_ensemble.adapter.messages import read_conversation
 from langchain_ensemble.adapter.settings import ALIASES, FIXED, PER_CALL
-from langchain_ensemble.adapter.tools import openai_tools, read_choice, tool_names
+from langchain_ensemble.adapter.tools import openai_tools, read_choice, tool_names, unique
 from langchain_ensemble.chat.conversation import ChatRequest, Conversation, Message
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
 
@@ -81,7 +81,7 @@ def read_ask(fields: Mapping[str, Any], given: Mapping[str, Any]) -> Ask:
     arguments = {name: value for name, value in given.items() if name not in _LANGCHAINS}
     chat = {name: arguments.pop(name, value) for name, value in fields.items()}
     own = {name: arguments.pop(name, None) for name in CHAT_ARGUMENTS}
-    tools = openai_tools(own["tools"] or (), own["strict"])
+    tools = unique(openai_tools(own["tools"] or (), own["strict"]))
     call, allowed = read_choice(own["tool_choice"], tool_names(tools))
     asked = _asked(own["response_format"], own["grammar"], call)
     request = ChatRequest(

@@ -12,7 +12,7 @@ from pydantic import PrivateAttr
 
 from langchain_ensemble.adapter.asks import CHAT_FIELDS, Ask, check_chat_fields, read_ask
 from langchain_ensemble.adapter.engines import Lease
-from langchain_ensemble.adapter.faults import UnknownModelError, translated
+from langchain_ensemble.adapter.faults import UnknownModelError
 from langchain_ensemble.adapter.fields import EnsembleFields
 from langchain_ensemble.adapter.settings import CONFIG_FIELDS
 from langchain_ensemble.adapter.turns import Turn
@@ -88,9 +88,8 @@ class ChatFields(EnsembleFields):
         conversation = ask.conversation(messages)
 
         def start() -> tuple[Decoding, str]:
-            with translated():
-                engine = owner._ready()
-                return engine.open_chat(conversation, request, ask.chat), engine.fingerprint()
+            engine = owner._ready()
+            return engine.open_chat(conversation, request, ask.chat), engine.fingerprint()
 
         main = owner.params.main_name
         return Turn(start, name, main, n=request.n, logprobs=request.logprobs)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from langchain_ensemble.adapter.faults import translated
+
 if TYPE_CHECKING:
     from langchain_ensemble.decoding.engine import Decoding
     from langchain_ensemble.decoding.records import Piece, Usage
@@ -37,7 +39,7 @@ class Run:
             New text, maybe none; None when every row has finished or the run was closed. Once the
             last piece was given, ``usage`` holds one entry a row.
         """
-        with self._lock:
+        with self._lock, translated():  # prompts are read at the first step, thoughts later
             pieces = None if self._closed else self._advance()
         if self._closed:
             self.close()

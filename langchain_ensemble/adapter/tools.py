@@ -29,14 +29,30 @@ def openai_tools(tools: Sequence[ToolLike], strict: bool | None = None) -> list[
         ``{"type": "function", "function": {...}}`` each.
 
     Raises:
-        ConfigError: Something that is no tool, a tool of a provider's own, two of one name.
+        ConfigError: Something that is no tool, a tool of a provider's own.
     """
-    written = [_openai_tool(tool, strict) for tool in tools]
-    names = tool_names(written)
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"two tools are called {name!r}; names must be unique")
-    return written
+    return [_openai_tool(tool, strict) for tool in tools]
+
+
+def unique(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out tools that are offered twice.
+
+    Args:
+        tools: In OpenAI's form.
+
+    Raises:
+        ConfigError: Two tools of one name that take different arguments.
+    """
+    kept: dict[str, dict[str, Any]] = {}
+    for tool in tools:
+        function = tool["function"]
+        known = kept.setdefault(function["name"], tool)["function"]
+        if known.get("parameters") != function.get("parameters"):
+            raise ConfigError(
+                f"two tools are called {function['name']!r} and take different arguments; names "
+                "must be unique"
+            )
+    return list(kept.values())
 
 
 def _openai_tool(tool: ToolLike, strict: bool | None) -> dict[str, Any]:
