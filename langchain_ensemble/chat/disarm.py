@@ -80,18 +80,18 @@ class Disarmer:
         self._tokenizer = tokenizer
         self._backend: Backend = read_backend(tokenizer)
         self._roles = vocabulary.token_roles
-        self._unknown = {i for i, role in enumerate(self._roles) if role is Role.UNK}
         added = self._backend.added
-        self.controls: dict[str, int] = {
-            token.content: i for i, token in added.items() if self._is_control(i) and token.content
-        }
+        control = {i: token for i, token in added.items() if self._is_control(i) and token.content}
+        self.controls: dict[str, int] = {token.content: i for i, token in control.items()}
+        self._rewrites = self._backend.normalizer is not None and any(
+            token.normalized for token in control.values()
+        )
         spellings = dict.fromkeys([*self.controls, *(t for t in literals if len(t) > 1)])
         self._to_break = _overlapping(spellings)
         self._heads = {s[:n] for s in self.controls for n in range(1, len(s))}
         self._tails = {s[n:] for s in self.controls for n in range(1, len(s))}
         self._longest = max(map(len, self.controls), default=0)
         self._renamed = lru_cache(4)(self._rename)
-        self._whole = lru_cache(4)(self._find_whole)
 
     def break_text(self, text: str, marks: Marks, *, edges: bool = True) -> str:
         """Break every spelling in a content string.
@@ -106,8 +106,10 @@ class Disarmer:
         """
         if self._to_break is None or not text:
             return text
-        cuts = {m.start() + 1 for m in self._to_break.finditer(text)}
-        cuts |= {m.start() for m in self._to_break.finditer(text) if m[1] and len(m[1]) == 1}
+        found = list(self._to_break.finditer(text))
+        cuts = {m.start() + 1 for m in found} | {m.start() for m in found if len(m[1]) == 1}
+        if self._rewrites:  # a normalizer may make spellings of other text
+            cuts |= {(start + end) // 2 for start, end, _ in self._spans(text) if end - start > 1}
         if edges:
             cuts |= self._edges(text)
         if not cuts:
@@ -129,14 +131,18 @@ class Disarmer:
         Raises:
             VocabularyError: The tokenizer makes control ids of plain text.
         """
-        pattern = self._whole(marks.cut)
-        wanted = [self.controls[m[0]] for m in pattern.finditer(text)] if pattern else []
-        ids = self._by_tokenizer(text.replace(marks.cut, ""))
-        if self._control_ids(ids) == self._known(wanted):
-            return ids
-        for keep in ("", marks.cut):
-            ids = self._by_copy(text, pattern, marks, keep)
-            if self._control_ids(ids) == self._known(wanted):
+        plain = text.replace(marks.cut, "")
+        if plain == text:
+            return self._by_tokenizer(plain)
+        spans = [span for span in self._spans(text) if not _is_broken(text, span, marks)]
+        wanted = [token for _, _, token in spans]
+        if [token for _, _, token in self._spans(plain)] == wanted:
+            return self._by_tokenizer(plain)
+        for keep in (False, True):
+            ids = self._by_copy(text, spans, marks, keep)
+            if [i for i in ids if self._is_control(i) and self._roles[i] is not Role.UNK] == [
+                i for i in wanted if self._roles[i] is not Role.UNK
+            ]:
                 return ids
         raise VocabularyError(
             f"tokenizer {self._backend.name!r} makes control tokens of plain text; content that "
@@ -145,12 +151,6 @@ class Disarmer:
 
     def _is_control(self, token: int) -> bool:
         return token >= len(self._roles) or self._roles[token] is not None
-
-    def _known(self, ids: Sequence[int]) -> list[int]:
-        return [i for i in ids if i not in self._unknown]
-
-    def _control_ids(self, ids: Sequence[int]) -> list[int]:
-        return [i for i in ids if self._is_control(i) and i not in self._unknown]
 
     def _edges(self, text: str) -> set[int]:
         """Where parts of a spelling at the ends of a string are kept from growing."""
@@ -164,29 +164,41 @@ class Disarmer:
         found = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [int(i) for i in found]
 
+    def _spans(self, text: str) -> list[tuple[int, int, int]]:
+        """(start, end, id) of the control tokens that the tokenizer finds in a text."""
+        found = self._tokenizer(
+            text, add_special_tokens=False, verbose=False, return_offsets_mapping=True
+        )
+        pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        return [
+            (start, end, i)
+            for i, (start, end) in pairs
+            if self._is_control(i) and (self._spelled(i, text[start:end]))
+        ]
+
+    def _spelled(self, token: int, text: str) -> bool:
+        """Whether a control id is there by its spelling, not for text that has no id."""
+        if token < len(self._roles) and self._roles[token] is not Role.UNK:
+            return True
+        return token in self._backend.added and self._backend.added[token].content in text
+
     def _by_copy(
-        self, text: str, pattern: re.Pattern[str] | None, marks: Marks, keep: str
+        self, text: str, spans: Sequence[tuple[int, int, int]], marks: Marks, keep: bool
     ) -> list[int]:
         """Tokenize with renamed control tokens; ``keep`` leaves the marks in, as borders."""
         copy, original, cut = self._renamed(marks)
-        if pattern is not None:
-            text = pattern.sub(lambda m: _new_name(self.controls[m[0]], marks), text)
+        parts: list[str] = []
+        at = 0
+        for start, end, token in spans:
+            inner = text[start:end]  # with the white space that the token swallows
+            named = inner.replace(inner.strip(), _new_name(token, marks), 1)
+            parts += [text[at:start], named if inner.strip() else _new_name(token, marks)]
+            at = end
+        text = "".join([*parts, text[at:]])
         if not keep:
             text = text.replace(marks.cut, "")
         ids = copy.encode(text, add_special_tokens=False).ids
         return [original.get(i, i) for i in ids if i != cut]
-
-    def _find_whole(self, cut: str) -> re.Pattern[str] | None:
-        """Finds whole spellings as the tokenizer does: leftmost, longest."""
-        parts = []
-        for spelling in sorted(self.controls, key=len, reverse=True):
-            part = re.escape(spelling)
-            if self._backend.added[self.controls[spelling]].single_word:
-                part = rf"(?<!\w){part}(?!\w)"
-            if len(spelling) == 1:  # cannot be broken from inside: marks stand on both sides of it
-                part = rf"(?:(?<!{cut}){part}|{part}(?!{cut}))"
-            parts.append(part)
-        return re.compile("|".join(parts)) if parts else None
 
     def _rename(self, marks: Marks) -> tuple[Tokenizer, Mapping[int, int], int]:
         """A copy with other names for control tokens; its ids -> the tokenizer's; the mark's id."""
@@ -265,9 +277,15 @@ def _new_name(token: int, marks: Marks) -> str:
 def _renamed_token(token: AddedToken, name: str) -> AddedToken:
     return AddedToken(
         name,
-        single_word=token.single_word,
+        single_word=token.single_word and name == token.content,
         lstrip=token.lstrip,
         rstrip=token.rstrip,
-        normalized=token.normalized,
+        normalized=token.normalized and name == token.content,  # a new name is matched as it is
         special=token.special,
     )
+
+
+def _is_broken(text: str, span: tuple[int, int, int], marks: Marks) -> bool:
+    """Whether a control token of one character is content: it cannot be broken from inside."""
+    start, end, _ = span
+    return end - start == 1 and text[start - 1 : start] == text[end : end + 1] == marks.cut

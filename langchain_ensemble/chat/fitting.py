@@ -7,20 +7,26 @@ order, is used for all conversations of that structure. So no template loses a t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from typing import Literal
 
-from langchain_ensemble.chat.arrange import Calls, Shape, arrange, tool_schemas
+from langchain_ensemble.chat.arrange import Calls, Shape, Turn, arrange, tool_schemas
 from langchain_ensemble.chat.conversation import Call, Message, Tool
 from langchain_ensemble.chat.template import Refused, Template
 from langchain_ensemble.chat.tool_formats import CANONICAL, ToolFormat
 from langchain_ensemble.errors import ConfigError
 
 _REMEMBERED = 1024
-_SYSTEMS: tuple[Literal["turns", "first", "user"], ...] = ("turns", "first", "user")
+_TURNS: tuple[tuple[Literal["turns", "first", "user"], bool], ...] = (
+    *(("turns", False), ("first", False)),
+    *(("turns", True), ("first", True)),
+    *(("user", False), ("user", True)),
+)
+"""Where system text stands, and whether turns are merged."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,10 @@ class Fitter:
         """
         long_ids = any(len(c.id) != 9 for m in messages for c in m.calls)
         long_ids |= any(len(m.call_id or "") != 9 for m in messages if m.role == "tool")
-        return self._choose(_forms(messages), style.name, len(tools), long_ids, _Style(style))
+        return self._choose(_forms(messages), len(tools), long_ids, style)
 
     def _search(
-        self, forms: tuple[_Form, ...], _: str, tools: int, long_ids: bool, style: _Style
+        self, forms: tuple[_Form, ...], tools: int, long_ids: bool, style: ToolFormat
     ) -> Shape:
         messages = _skeleton(forms, long_ids)
         offered = [Tool(f"{_word(n)}tool", f"{_word(n)}what") for n in range(tools)]
@@ -90,8 +96,8 @@ class Fitter:
         seen: list[object] = []
         best: Shape | None = None
         problems: list[str] = []
-        for shape in self._shapes(forms, long_ids, style.format):
-            turns = arrange(messages, shape, style.format)
+        for shape in self._shapes(forms, long_ids, style):
+            turns = arrange(messages, shape, style)
             if turns in seen:
                 continue
             seen.append(turns)
@@ -100,7 +106,7 @@ class Fitter:
             except Refused as error:
                 problems.append(f"it says {str(error)!r}")
                 continue
-            verdict = _judge(text, words, [t.name for t in offered])
+            verdict = _judge(text, words, turns, [t.name for t in offered])
             if verdict.perfect:
                 return shape
             if verdict.lost:
@@ -130,22 +136,9 @@ class Fitter:
             none = (True, False) if self._template.asks_for_none else (False, True)
         if any(f.name and f.role == "user" for f in forms):
             names = (False, True)
-        for found in product(levels, none, quoted, short, _SYSTEMS, (False, True), names):
-            level, empty, text, ids, system, merge, name = found
+        for found in product(levels, none, quoted, short, _TURNS, names):
+            level, empty, text, ids, (system, merge), name = found
             yield Shape(system, merge, level, empty, ids, text, name)
-
-
-class _Style:
-    """A format as part of a key: formats are told apart by identity."""
-
-    def __init__(self, style: ToolFormat) -> None:
-        self.format = style
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Style) and other.format is self.format
-
-    def __hash__(self) -> int:
-        return id(self.format)
 
 
 def _forms(messages: Sequence[Message]) -> tuple[_Form, ...]:
@@ -208,9 +201,17 @@ def _words(messages: Sequence[Message]) -> list[tuple[str, str, bool]]:
     return found
 
 
-def _judge(text: str, words: Sequence[tuple[str, str, bool]], tools: Sequence[str]) -> _Verdict:
+def _judge(
+    text: str,
+    words: Sequence[tuple[str, str, bool]],
+    turns: Sequence[Turn],
+    tools: Sequence[str],
+) -> _Verdict:
+    """Compare a rendering with the turns that it is made of."""
     lost = [what for word, what, _ in words if word not in text]
     lost += [] if all(name in text for name in tools) else ["tools on offer"]
     repeated = any(text.count(word) > 1 for word, _, _ in words)
-    places = [text.find(word) for word, _, ordered in words if ordered and word in text]
+    given = json.dumps(turns)
+    in_order = sorted((word for word, _, ordered in words if ordered), key=given.find)
+    places = [text.find(word) for word in in_order if word in text]
     return _Verdict(tuple(lost), repeated, places != sorted(places))

@@ -34,7 +34,7 @@ __all__ = ["CANONICAL", "FORMATS", "CallReader", "ToolFormat"]
 _ID = Joined((Literal(', "id": "'), Regex("[a-zA-Z0-9]{9}"), Literal('"}')))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ToolFormat:
     """The syntax of one model's tool calls.
 
