@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from rich.console import Console
 
 from langchain_ensemble.chat_models import ChatEnsemble
 from langchain_ensemble.cli.console import BAD, GOOD, USAGE, Bars, say_error
+from langchain_ensemble.cli.streams import our_notices
 from langchain_ensemble.demo import hub, scenes
 from langchain_ensemble.demo import members as embedded
 from langchain_ensemble.demo.stage import Stage
-from langchain_ensemble.errors import ConfigError, EnsembleError
+from langchain_ensemble.errors import ConfigError, EnsembleError, UnfinishedError
 
 MAX_TOKENS = 80
 TOYS = (
@@ -46,12 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     stage = Stage(Console(highlight=False))
     try:
-        with ChatEnsemble(
-            members=hub.MEMBERS if given.hub else embedded(),
-            fusion=given.fusion,
-            device=given.device or ("auto" if given.hub else "cpu"),
-            max_tokens=MAX_TOKENS,
-        ) as chat:
+        with (
+            our_notices(),
+            ChatEnsemble(
+                members=hub.MEMBERS if given.hub else embedded(),
+                fusion=given.fusion,
+                device=given.device or ("auto" if given.hub else "cpu"),
+                max_tokens=MAX_TOKENS,
+            ) as chat,
+        ):
             with Bars() as bars:
                 chat.engine.load(bars)
             names = " and ".join(chat.params.names)
@@ -80,9 +86,6 @@ def tour(chat: ChatEnsemble, stage: Stage, questions: Sequence[str] = ()) -> Non
     if not questions:
         for part in (show_chain, show_rag, show_agent, show_structured):
             part(chat, stage)
-
-
-Say = Callable[[ChatEnsemble], Any]
 
 
 def everybody(chat: ChatEnsemble) -> dict[str, ChatEnsemble]:
@@ -138,8 +141,12 @@ def show_agent(chat: ChatEnsemble, stage: Stage) -> None:
 
 def play(stage: Stage, name: str, agent: Any, question: str) -> None:
     """Show what an agent does."""
-    for kind, text in scenes.steps(agent, question):
-        stage.line(name if kind == "call" else kind, text)
+    for kind, events in groupby(scenes.steps(agent, question), key=itemgetter(0)):
+        texts = (text for _, text in events)
+        if kind == "text":
+            stage.show(name, texts)
+        for text in texts:  # of calls and results
+            stage.line(name if kind == "call" else "tool", text, "green")
 
 
 def show_structured(chat: ChatEnsemble, stage: Stage) -> None:
@@ -151,7 +158,11 @@ def show_structured(chat: ChatEnsemble, stage: Stage) -> None:
     )
     stage.ask("Tell me about Italy")
     for name, who in everybody(chat).items():
-        stage.line(name, repr(scenes.structured(who).invoke({"country": "Italy"})))
+        try:
+            said = repr(scenes.structured(who).invoke({"country": "Italy"}))
+        except UnfinishedError as error:
+            said = f"nothing: {error}"
+        stage.line(name, said)
 
 
 if __name__ == "__main__":

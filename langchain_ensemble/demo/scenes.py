@@ -5,11 +5,11 @@ Every function takes the chat model, real or a member alone, so that all of them
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, AIMessageChunk, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnablePassthrough
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 RAG_PROMPT = ChatPromptTemplate.from_template(
     "Use the context to answer.\n\nContext:\n{context}\n\nQuestion: {question}"
 )
+
+
+AGENT_STEPS = 8
+"""Of an agent at most: a toy that cannot read a result would call for ever."""
 
 
 class Card(BaseModel):
@@ -99,18 +103,25 @@ def steps(agent: Any, question: str) -> Iterator[tuple[str, str]]:
         ("text", a piece of an answer), ("call", a whole call) or ("result", a tool's result).
     """
     asked = {"messages": [("user", question)]}
-    for mode, event in agent.stream(asked, stream_mode=["messages", "updates"]):
-        if mode == "messages":
-            if isinstance(event[0], AIMessageChunk) and event[0].text:
-                yield "text", event[0].text
-            continue
-        for message in [m for update in event.values() for m in update["messages"]]:
-            if isinstance(message, AIMessage):
-                for call in message.tool_calls:
-                    arguments = ", ".join(f"{k}={v!r}" for k, v in call["args"].items())
-                    yield "call", f"{call['name']}({arguments})"
-            elif isinstance(message, ToolMessage):
-                yield "result", str(message.text)
+    limit = {"recursion_limit": AGENT_STEPS}
+    try:
+        for mode, event in agent.stream(asked, limit, stream_mode=["messages", "updates"]):
+            if mode == "updates":
+                yield from _done(m for update in event.values() for m in update["messages"])
+            elif isinstance(event[0], AIMessageChunk) and event[0].text:
+                yield "text", str(event[0].text)
+    except RecursionError:  # LangGraph's is one
+        yield "result", f"stopped after {AGENT_STEPS} steps without an answer"
+
+
+def _done(messages: Iterable[BaseMessage]) -> Iterator[tuple[str, str]]:
+    for message in messages:
+        if isinstance(message, AIMessage):
+            for call in message.tool_calls:
+                arguments = ", ".join(f"{k}={v!r}" for k, v in call["args"].items())
+                yield "call", f"calls {call['name']}({arguments})"
+        elif isinstance(message, ToolMessage):
+            yield "result", str(message.text)
 
 
 def structured(chat: ChatEnsemble) -> Runnable[Any, Card]:

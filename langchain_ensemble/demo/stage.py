@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.rule import Rule
+from rich.text import Text
 
 LABEL = 9
 """Columns of a speaker's name."""
@@ -29,7 +30,8 @@ class Stage:
             text: Its name.
             what: One sentence on what is shown.
         """
-        self._console.print(Rule(f"[bold]{text}[/bold]", align="left", style="dim"))
+        self._console.print()
+        self._console.print(Rule(Text(text, style="bold"), align="left", style="dim"))
         self.note(what)
 
     def note(self, text: str) -> None:
