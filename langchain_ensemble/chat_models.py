@@ -112,9 +112,9 @@ class ChatEnsemble(BaseChatModel, ChatFields):
         **kwargs: Any,
     ) -> ChatResult:
         turn = self._turn(messages, stop, kwargs)
-        with turn.run as run:
-            while (pieces := run.step()) is not None:
-                turn.add(pieces)
+        with turn.run:
+            while turn.step():
+                pass
         return turn.result()
 
     async def _agenerate(
@@ -125,9 +125,9 @@ class ChatEnsemble(BaseChatModel, ChatFields):
         **kwargs: Any,
     ) -> ChatResult:
         turn = self._turn(messages, stop, kwargs)
-        async with turn.run as run:
-            while (pieces := await run.astep()) is not None:
-                turn.add(pieces)
+        async with turn.run:
+            while await turn.astep():
+                pass
         return turn.result()
 
     def _stream(
@@ -138,9 +138,8 @@ class ChatEnsemble(BaseChatModel, ChatFields):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         turn = self._turn(messages, stop, kwargs, one=True)
-        with turn.run as run:
-            while (pieces := run.step()) is not None:
-                turn.add(pieces)
+        with turn.run:
+            while turn.step():
                 for chunk in turn.chunks():
                     if run_manager:
                         run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -154,9 +153,8 @@ class ChatEnsemble(BaseChatModel, ChatFields):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         turn = self._turn(messages, stop, kwargs, one=True)
-        async with turn.run as run:
-            while (pieces := await run.astep()) is not None:
-                turn.add(pieces)
+        async with turn.run:
+            while await turn.astep():
                 for chunk in turn.chunks():
                     if run_manager:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)

@@ -99,7 +99,7 @@ class StructuredOutputParser(BaseCumulativeTransformOutputParser[Any]):
                 return self.target.model_validate(found)
             return self.target.parse_obj(found)
         except ValueError as error:  # pydantic's, of both versions; a validator of the user's
-            problem = str(error)
+            problem = " ".join(str(error).split())
         raise OutputParserException(
             f"the answer obeys the schema of {self.target.__name__}, and its validation says: "
             f"{problem}",

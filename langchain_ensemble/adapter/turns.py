@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
+from langchain_ensemble.adapter.faults import translated
 from langchain_ensemble.adapter.replies import Reply, chat_result
 from langchain_ensemble.adapter.running import Run
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Turn:
-    """Pump ``run``, hand its pieces to :meth:`add`, then take :meth:`chunks` or :meth:`result`."""
+    """Enter ``run``, :meth:`step` while it goes on, take :meth:`chunks` or the :meth:`result`."""
 
     def __init__(
         self,
@@ -46,10 +47,24 @@ class Turn:
         decoding, self._fingerprint = self._start()
         return decoding
 
-    def add(self, pieces: Iterable[Piece]) -> None:
-        """Take what a step gave."""
-        for piece in pieces:
+    def step(self) -> bool:
+        """Decode one step; False: there is none left.
+
+        Raises:
+            ContextOverflowError: The conversation does not fit a member.
+        """
+        with translated():
+            return self._add(self.run.step())
+
+    async def astep(self) -> bool:
+        """Decode one step, as :meth:`step`, in the loop's default executor."""
+        with translated():
+            return self._add(await self.run.astep())
+
+    def _add(self, pieces: Iterable[Piece] | None) -> bool:
+        for piece in pieces or ():
             self._replies[piece.row].add(piece)
+        return pieces is not None
 
     def chunks(self) -> list[ChatGenerationChunk]:
         """Take out what the one answer of a stream has said since the last time."""
