@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from langchain_ensemble.decoding.task import Opening
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.params import EnsembleParams, RequestParams
+from tests.unit_tests.decoding.automata import FOREIGN, SENTENCES, admit
 
 PROMPTS = ["Once upon a time, there was a little", "Tom and", "One day,"]
 
@@ -19,26 +21,40 @@ def two(shared: Path, fusion: str, main: str) -> Ensemble:
     return Ensemble(EnsembleParams(members=folders, fusion=fusion, main=main))
 
 
+EXTRAS = {
+    "free": {},
+    "grammar": {"automaton": SENTENCES},
+    "characters": {"automaton": FOREIGN},
+    "opening": {"opening": Opening(ids=(1,))},
+    "literal": {"opening": Opening(literal=(500, 501))},
+}
+
+
 @pytest.mark.parametrize("fusion", ["average", "deepen", "gac", "unite"])
 @pytest.mark.parametrize("main", ["stories260K", "babyllama-361"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.filterwarnings("ignore:.*inside an unfinished grammar")
 def test_taken_back_steps_leave_no_trace(
-    shared: Path, fusion: str, main: str, temperature: float
+    shared: Path, fusion: str, main: str, temperature: float, extra: str
 ) -> None:
+    stop = {"grammar": "e", "characters": "語"}.get(extra, "qqq")  # ignored inside a grammar
     request = RequestParams(
-        max_tokens=24, temperature=temperature, seed=3, stop=("qqq",), repetition_penalty=1.1
+        max_tokens=24, temperature=temperature, seed=3, stop=(stop,), repetition_penalty=1.1
     )
     dice = random.Random(fusion + main)
+    more = dict(EXTRAS[extra])
+    if extra == "literal" and main != "stories260K":
+        more = {"opening": Opening(literal=(70, 80))}
     with two(shared, fusion, main) as owner:
-        straight = owner.generate(PROMPTS, request)
-        with owner.open(PROMPTS, request) as decoding:
+        with admit(owner, PROMPTS, request, **more) as decoding:
+            straight = decoding.answers()
+        with admit(owner, PROMPTS, request, **more) as decoding:
             loop = decoding._loop
             texts = [""] * len(PROMPTS)
-            for piece in decoding.step():
-                texts[piece.row] += piece.text
             while not decoding.done:
                 steps = len(loop.rows[0].records)
-                if all(row.finish is None for row in loop.rows) and steps < 16:
+                if steps and all(row.finish is None for row in loop.rows) and steps < 16:
                     mark = loop.mark()
                     for _ in range(dice.randint(1, 4)):
                         decoding.step()
@@ -52,6 +68,30 @@ def test_taken_back_steps_leave_no_trace(
                 (a.id, a.bytes, pytest.approx(a.logprob, abs=1e-4)) for a in answer.tokens
             ] == [(a.id, a.bytes, a.logprob) for a in row.records]
             assert row.answer[: row.complete].decode() == answer.text
+            assert row.finish == answer.finish
+
+
+@pytest.mark.parametrize("kind", ["grammar", "opening"])
+def test_one_voice_leaves_no_trace_either(shared: Path, kind: str) -> None:
+    request = RequestParams(max_tokens=24, temperature=1.0, seed=3)
+    dice = random.Random(kind)
+    folder = str(shared / "models" / "stories260K")
+    with Ensemble(EnsembleParams(members=[folder])) as owner:
+        with admit(owner, PROMPTS, request, **EXTRAS[kind]) as decoding:
+            straight = decoding.answers()
+        with admit(owner, PROMPTS, request, **EXTRAS[kind]) as decoding:
+            decoding.step()
+            while not decoding.done:
+                if all(row.finish is None for row in decoding.rows):
+                    mark = decoding._loop.mark()
+                    for _ in range(dice.randint(1, 3)):
+                        decoding.step()
+                    if all(row.finish is None for row in decoding.rows):
+                        decoding._loop.rollback(mark)
+                decoding.step()
+            for row, (answer,) in zip(decoding.rows, straight, strict=True):
+                assert [t.id for t in row.records] == [t.id for t in answer.tokens]
+                assert row.finish == answer.finish
 
 
 def test_a_finished_row_cannot_be_taken_back(shared: Path) -> None:
