@@ -15,6 +15,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from langchain_ensemble.demo import members as demo_members
 from langchain_ensemble.errors import EnsembleWarning
 from langchain_ensemble.params import EnsembleParams
 
@@ -86,7 +87,9 @@ class _Handle:
                 EnsembleWarning,
                 stacklevel=2,
             )
-        names = [] if warned or engine is None else engine.chat_templates()
+        templates = [] if warned or engine is None else engine.chat_templates()
+        both = [m.name for m in self.params.members if m.model in demo_members().values()]
+        names = [name for name in templates if name not in both]  # those learned raw text too
         if names:
             warnings.warn(
                 f"members {', '.join(map(repr, names))} have a chat template, and raw text goes "
