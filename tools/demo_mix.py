@@ -28,7 +28,7 @@ from demo_tools import one_call, several_turns, two_calls
 from demo_turns import Chat
 
 LONGEST = 1024  # ids of a row; longer ones are left out, longer documents cut
-ROWS = 2048  # ids of a batch, padding included
+ROWS = 1024  # ids of a batch, padding included
 BATCHES = 2  # batches of a step
 BLOCK = 64  # steps whose texts are drawn, sorted by length and shuffled together
 
@@ -70,7 +70,8 @@ SHARES = {  # of all ids
 }
 WEIGHTS = {"story": 0.4, "tale": 0.4, "prose": 0.4, "story_chat": 0.4}
 """Of an id, by kind; 1 for all other kinds: a story has many ids and few lessons."""
-EARLY = 0.25  # of the training: repeating counts three times
+EARLY = 0.3  # of the training: the shortest lessons in copying come more often
+OFTEN = {"echo": 8.0, "memory": 3.0}  # then, so many times their shares
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,7 @@ Row = tuple[list[int], list[float]]
 
 def rows(name: str, tokenizer: Any, library: Library, rng: random.Random, early: bool) -> list[Row]:
     """The rows of one block: always the kind that is furthest behind its share."""
-    shares = dict(SHARES[name])
-    if early:
-        shares["echo"] *= 3
+    shares = {k: v * (OFTEN.get(k, 1.0) if early else 1.0) for k, v in SHARES[name].items()}
     made, drawn = makers(library), dict.fromkeys(shares, 0.0)
     end = tokenizer.convert_tokens_to_ids("</s>" if name == "stories" else "<|endoftext|>")
     found: list[Row] = []

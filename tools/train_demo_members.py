@@ -41,6 +41,7 @@ from transformers import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
+import demo_attention
 from demo_mix import BLOCK, EARLY, Library, Row, batches, makers, rows
 from demo_texts import countries, prose, questions, stories
 from demo_turns import Chat
@@ -287,7 +288,10 @@ def train(name: str, given: argparse.Namespace, seed: int = 1) -> None:
     make_tokenizer, make_config = MEMBERS[name]
     tokenizer = make_tokenizer(tokenizer_texts(name))
     tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text("utf-8").rstrip("\n")
-    model = AutoModelForCausalLM.from_config(make_config(tokenizer), dtype=torch.float32)
+    config = make_config(tokenizer)
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation=demo_attention.NAME
+    )
     optimizer = optimizer_of(model)
     state, first = given.out / f"{name}.pt", 0
     if given.resume:
