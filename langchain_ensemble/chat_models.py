@@ -28,7 +28,6 @@ from langchain_ensemble.adapter.asks import read_ask
 from langchain_ensemble.adapter.chat_fields import ChatFields
 from langchain_ensemble.adapter.faults import translated
 from langchain_ensemble.adapter.messages import read_conversation
-from langchain_ensemble.adapter.profiles import context_on_disk, profile_of
 from langchain_ensemble.adapter.replies import combined
 from langchain_ensemble.adapter.settings import joined_stop
 from langchain_ensemble.adapter.structured import structured_output
@@ -36,6 +35,7 @@ from langchain_ensemble.adapter.tools import openai_tools, read_choice, tool_nam
 
 if TYPE_CHECKING:
     from langchain_ensemble.decoding.records import Score
+    from langchain_ensemble.ensemble import Ensemble
 
 blocks.register()
 
@@ -84,8 +84,7 @@ class ChatEnsemble(BaseChatModel, ChatFields):
             chat.with_structured_output(Person).invoke("Ada was born in 1815.")
             chat.invoke("A number?", grammar={"regex": "[0-9]{1,3}"}).text  # also lark, ebnf
 
-        Enforced while decoding. An answer cut before its object was whole is an
-        ``UnfinishedError``.
+        Enforced while decoding. One that was cut before it was whole is an ``UnfinishedError``.
 
     Result metadata:
         ``usage_metadata`` (main's tokens); ``response_metadata``: ``model_name``,
@@ -272,9 +271,12 @@ class ChatEnsemble(BaseChatModel, ChatFields):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        limits = [context_on_disk(member) for member in self.params.members]
-        thinks = self.thinking != "off"
-        return profile_of(self.model_name, limits, max_tokens=self.max_tokens, thinks=thinks)
+        return self._profile()
+
+    def _learn(self, engine: Ensemble) -> None:
+        known = self.profile is None or "max_input_tokens" in self.profile
+        if not known and self.profile == self._profile():  # not one of the user's own
+            self.profile = self._profile(engine.chat_limits().values())
 
     def get_token_ids(self, text: str) -> list[int]:
         """Give main's token ids of a text, without control ids; no weights are loaded."""
@@ -338,8 +340,8 @@ class ChatEnsemble(BaseChatModel, ChatFields):
         """
         copied = super().model_copy(update=update, deep=deep)
         copied.check()
-        if "profile" not in (update or {}) and self.profile == self._resolve_model_profile():
-            copied.profile = copied._resolve_model_profile()
+        if "profile" not in (update or {}) and self.profile == self._profile():
+            copied.profile = copied._profile()
         return copied
 
     @model_validator(mode="after")

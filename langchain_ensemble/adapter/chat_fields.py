@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from langchain_core.language_models import ModelProfile
 from langchain_core.messages import BaseMessage
 from pydantic import PrivateAttr
 
@@ -14,6 +15,7 @@ from langchain_ensemble.adapter.asks import CHAT_FIELDS, Ask, check_chat_fields,
 from langchain_ensemble.adapter.engines import Lease
 from langchain_ensemble.adapter.faults import UnknownModelError
 from langchain_ensemble.adapter.fields import EnsembleFields
+from langchain_ensemble.adapter.profiles import context_on_disk, profile_of
 from langchain_ensemble.adapter.settings import CONFIG_FIELDS
 from langchain_ensemble.adapter.turns import Turn
 from langchain_ensemble.errors import ConfigError, DownloadError, unknown_name
@@ -136,13 +138,26 @@ class ChatFields(EnsembleFields):
     def _ready(self) -> Ensemble:
         for attempt in range(self.max_retries + 1):
             try:
-                return super()._ready()
+                engine = super()._ready()
             except DownloadError as error:
                 if attempt == self.max_retries:
                     raise
                 logger.warning("%s; attempt %d of %d", error, attempt + 2, self.max_retries + 1)
                 time.sleep(0.5 * 2**attempt)
+            else:
+                self._learn(engine)
+                return engine
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _learn(self, engine: Ensemble) -> None:
+        """Take note of what is known once the members are here."""
+
+    def _profile(self, limits: Iterable[int | None] | None = None) -> ModelProfile:
+        """Describe the model; ``limits`` are the members', default: those known on this disk."""
+        if limits is None:
+            limits = [context_on_disk(member) for member in self.params.members]
+        thinks = self.thinking != "off"
+        return profile_of(self.model_name, limits, max_tokens=self.max_tokens, thinks=thinks)
 
     @property
     def identity(self) -> dict[str, Any]:
