@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -32,15 +32,16 @@ _MARKS = (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900), *range(0xF0000, 0xFFFF
 
 @dataclass(frozen=True)
 class Marks:
-    """Two characters that no text of a request holds.
+    """Characters that no text of a request holds.
 
     Attributes:
-        cut: Breaks spellings; never seen by the tokenizer.
-        name: Brackets the names of renamed control tokens.
+        cut: Breaks spellings.
+        letters: Spell the names of renamed control tokens: sixteen digits and a bracket. (Names of
+            ordinary characters would not do: some vocabularies have ``0`` as an added token.)
     """
 
     cut: str
-    name: str
+    letters: str
 
 
 def free_marks(texts: Iterable[str]) -> Marks:
@@ -50,20 +51,20 @@ def free_marks(texts: Iterable[str]) -> Marks:
         texts: All texts that are rendered.
 
     Returns:
-        Two characters that are in none of them.
+        Characters that are in none of them.
 
     Raises:
         ConfigError: The texts hold every character that has no meaning.
     """
     taken: set[str] = set().union(*texts)
     free = (chr(code) for code in _MARKS if chr(code) not in taken)
-    cut, name = next(free, None), next(free, None)
-    if cut is None or name is None:
+    found = "".join(islice(free, 18))
+    if len(found) < 18:
         raise ConfigError(
-            f"the conversation holds all {len(_MARKS)} private and noncharacters of Unicode; "
-            "remove some: none is text"
+            f"the conversation holds nearly all of the {len(_MARKS)} private and noncharacters of "
+            "Unicode; remove some: none is text"
         )
-    return Marks(cut, name)
+    return Marks(found[0], found[1:])
 
 
 class Disarmer:
@@ -206,13 +207,14 @@ class Disarmer:
         copy = rebuild(backend.rust, backend.normalizer, backend.pre_tokenizer)
         highest = max((i for i, piece in enumerate(backend.pieces) if piece is not None), default=0)
         filler = range(max(0, highest + 1 - copy.get_vocab_size()))  # new ids must be new
-        copy.add_tokens([AddedToken(f"{marks.name}f{n}{marks.name}") for n in filler])
-        original: dict[int, int] = {}
-        for i, token in backend.added.items():
-            name = _new_name(i, marks) if self._is_control(i) else token.content
-            copy.add_tokens([_renamed_token(token, name)])
-            original[_id_of(copy, name)] = i
-        copy.add_tokens([AddedToken(marks.cut, normalized=False)])
+        copy.add_tokens([AddedToken(_new_name(-1 - n, marks), normalized=False) for n in filler])
+        names = {
+            i: _new_name(i, marks) if self._is_control(i) else token.content
+            for i, token in backend.added.items()
+        }
+        renamed = [_renamed_token(token, names[i]) for i, token in backend.added.items()]
+        copy.add_tokens([*renamed, AddedToken(marks.cut, normalized=False)])
+        original = {_id_of(copy, name): i for i, name in names.items()}
         return copy, original, _id_of(copy, marks.cut)
 
 
@@ -271,7 +273,8 @@ def _id_of(tokenizer: Tokenizer, content: str) -> int:
 
 
 def _new_name(token: int, marks: Marks) -> str:
-    return f"{marks.name}{token}{marks.name}"
+    digits = "".join(marks.letters[int(digit, 16)] for digit in f"{abs(token):x}")
+    return marks.letters[-1] * (1 if token >= 0 else 2) + digits + marks.letters[-1]
 
 
 def _renamed_token(token: AddedToken, name: str) -> AddedToken:
@@ -280,7 +283,7 @@ def _renamed_token(token: AddedToken, name: str) -> AddedToken:
         single_word=token.single_word and name == token.content,
         lstrip=token.lstrip,
         rstrip=token.rstrip,
-        normalized=token.normalized and name == token.content,  # a new name is matched as it is
+        normalized=token.normalized,
         special=token.special,
     )
 
