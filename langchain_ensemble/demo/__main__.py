@@ -20,7 +20,7 @@ from langchain_ensemble.cli.console import BAD, GOOD, USAGE, Bars, say_error
 from langchain_ensemble.cli.streams import our_notices
 from langchain_ensemble.demo import hub, scenes
 from langchain_ensemble.demo import members as embedded
-from langchain_ensemble.demo.stage import Stage
+from langchain_ensemble.demo.stage import EMPTY, Stage
 from langchain_ensemble.errors import ConfigError, EnsembleError, UnfinishedError
 
 MAX_TOKENS = 80
@@ -141,12 +141,15 @@ def show_agent(chat: ChatEnsemble, stage: Stage) -> None:
 
 def play(stage: Stage, name: str, agent: Any, question: str) -> None:
     """Show what an agent does."""
+    kind = ""
     for kind, events in groupby(scenes.steps(agent, question), key=itemgetter(0)):
         texts = (text for _, text in events)
         if kind == "text":
             stage.show(name, texts)
         for text in texts:  # of calls and results
             stage.line(name if kind == "call" else "tool", text, "green")
+    if not kind:
+        stage.line(name, EMPTY, "dim")
 
 
 def show_structured(chat: ChatEnsemble, stage: Stage) -> None:

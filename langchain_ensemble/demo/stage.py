@@ -11,6 +11,9 @@ from rich.text import Text
 LABEL = 9
 """Columns of a speaker's name."""
 
+EMPTY = "(ends at once)"
+"""Of an answer without a word."""
+
 
 class Stage:
     """Prints titles, questions and answers as they come."""
@@ -70,7 +73,7 @@ class Stage:
             said += text
             self._console.out(_indented(text), end="", highlight=False)
             self._console.file.flush()
-        self._console.print()
+        self._console.print("" if said else EMPTY, style="dim")
         return said
 
     def _label(self, label: str) -> None:

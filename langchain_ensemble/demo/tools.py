@@ -22,7 +22,7 @@ _SIGNS: dict[type[ast.operator], Callable[[float, float], float]] = {
 def calculator(expression: str) -> str:
     """Calculate an expression."""
     try:
-        value = _value(ast.parse(expression, mode="eval").body)
+        value = _value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError) as error:
         return f"Error: {error}"
     return f"{value:.10g}"
