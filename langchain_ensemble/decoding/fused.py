@@ -67,7 +67,7 @@ def choose_fused(
     if legal is not None:
         fused = restrict(fused, legal, voices)
     fused, dead = or_end(fused)
-    odds = fused_odds(task, rows, caches)
+    odds = fused_odds(task, rows, caches, None if legal is None else legal.masks[0])
     key, logprob = _pick(task, fused, ids, caches.generators, odds)
     said = [say(v, d, key) for v, d in zip(voices, distributions, strict=True)]
     voting = (weights > 0).sum(-1)

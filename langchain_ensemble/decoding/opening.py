@@ -1,8 +1,9 @@
 """Opening a tool call: main's decision alone, one more choice beside every key and END.
 
 Main's softmax runs over its keys, END and the ids that open a call; p_open is what falls on the
-last. The rest is fused as ever and scaled by 1 - p_open, so everything sums to 1. Greedy: the
-answer opens iff p_open exceeds every scaled key and END (a tie goes to those). Where main's format
+last. The rest is fused as ever and scaled by 1 - p_open, so everything sums to 1. Under a grammar
+main chooses between a call and the keys that the grammar allows, before the first key only. Greedy:
+the answer opens iff p_open exceeds every scaled key and END (a tie goes to those). Where main's format
 has no such id, p_open is main's path probability of the whole opening text, asked once, before the
 answer's first key. Auxiliaries never open: their control ids stay masked.
 """
@@ -38,19 +39,22 @@ class Odds:
     goes_on: Tensor
 
 
-def fused_odds(task: Task, rows: Sequence[Row], caches: Caches) -> Odds | None:
+def fused_odds(
+    task: Task, rows: Sequence[Row], caches: Caches, legal: Tensor | None = None
+) -> Odds | None:
     """Main's say on opening a call, beside a fused step.
 
     Args:
         task: The request.
         rows: The rows that run.
         caches: Where main's logits are.
+        legal: [B, V] main's ids that the grammar allows, END included; None: no grammar.
 
     Returns:
         The odds; None where no call can be opened.
     """
     main = task.voices[0]
-    if task.opening is None:
+    if task.opening is None or too_late(task, rows):
         return None
     if task.opening.literal:
         masks = _literal_masks(main, task.opening.literal)
@@ -59,12 +63,19 @@ def fused_odds(task: Task, rows: Sequence[Row], caches: Caches) -> Odds | None:
     open_to_main = (keys.representative >= 0).index_fill(0, keys.end_ids, True) & allowed[START]
     logits = caches.logits[0]
     opens = logits[:, list(task.opening.ids)].logsumexp(-1)
+    if legal is not None:
+        open_to_main = open_to_main & legal
     rest = logits.masked_fill(~open_to_main, -torch.inf).logsumexp(-1)
     whole = torch.logaddexp(opens, rest)
     inside = torch.tensor([row.fragment for row in rows], device=logits.device)
     return Odds(
         torch.where(inside, -torch.inf, opens - whole), torch.where(inside, 0.0, rest - whole)
     )
+
+
+def too_late(task: Task, rows: Sequence[Row]) -> bool:
+    """Whether a grammar has begun, so that no call can be opened any more."""
+    return task.grammar is not None and bool(rows[0].records)  # rows begin together
 
 
 def raw_odds(task: Task, rows: Sequence[Row], caches: Caches) -> Odds | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from langchain_ensemble.decoding.caches import Caches
 from langchain_ensemble.decoding.choose import draw
 from langchain_ensemble.decoding.masks import legal_ids, raw_end_ids, stuck
-from langchain_ensemble.decoding.opening import opened, raw_odds
+from langchain_ensemble.decoding.opening import opened, raw_odds, too_late
 from langchain_ensemble.decoding.protocols import Sampling
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 from langchain_ensemble.decoding.state import Row
@@ -39,7 +39,7 @@ def choose_raw(
     legal = legal_ids(task.voices, rows, task.spelled)
     empty = torch.zeros(len(rows), dtype=torch.bool, device=logits.device)
     if legal is not None:
-        logits = logits.masked_fill(~legal.masks[0], -torch.inf)
+        logits = logits.masked_fill(~_with_opening(task, rows, legal.masks[0]), -torch.inf)
         empty = logits.amax(-1) == -torch.inf
         logits = logits.masked_fill(empty[:, None], 0.0)  # decided below
     scores = _penalised(logits, ids, task.sampling)
@@ -63,6 +63,14 @@ def choose_raw(
         else:
             chosen.append(_chosen(task, int(token), logprob))
     return chosen
+
+
+def _with_opening(task: Task, rows: Sequence[Row], legal: Tensor) -> Tensor:
+    """Ids that may come, with those that open a call where one may be opened."""
+    if task.opening is None or not task.opening.ids or too_late(task, rows):
+        return legal
+    ids = torch.tensor(task.opening.ids, device=legal.device)
+    return legal.index_fill(1, ids, True)
 
 
 def _penalised(logits: Tensor, ids: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:

@@ -81,7 +81,8 @@ class Task:
         warn: Called with a sentence when something is worth knowing.
         grammar: What the answer must obey, compiled for every voice's vocabulary (equal
             vocabularies may share one object); None: anything goes.
-        opening: How main opens a tool call, None: it cannot. Not together with ``grammar``.
+        opening: How main opens a tool call, None: it cannot. Where a grammar holds, only in the
+            place of the whole answer: before its first key.
         held: What each voice has read already; the common part with its prompt is not run again.
             One answer to one prompt only. The loop owns these sessions from now on.
         spelled: Main's control ids whose bytes are text here; one voice only.
@@ -108,11 +109,6 @@ class Task:
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         count = len(self.voices)
-        if self.grammar is not None and self.opening is not None:
-            raise ConfigError(
-                "a task has a grammar and an opening; where a grammar holds, calls are part of it: "
-                "give one of them"
-            )
         for name, given in (("grammar", self.grammar), ("held", self.held)):
             if given is not None and len(given) != count:
                 raise ConfigError(f"{name} has {len(given)} entries for {count} voices")

@@ -12,7 +12,7 @@ from langchain_ensemble.chat.splitter import Splitter
 from langchain_ensemble.chat.tool_formats import CANONICAL
 from langchain_ensemble.chat.view import ChatView
 from langchain_ensemble.constraints.compile import compile_all
-from langchain_ensemble.constraints.grammar import Grammar, GrammarVocabulary, Triggered
+from langchain_ensemble.constraints.grammar import Grammar, GrammarVocabulary, OneOf, Triggered
 from langchain_ensemble.decoding.task import Held, Opening, Task
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.members.base import MemberPrompt
@@ -219,6 +219,8 @@ class TurnTasks:
         parallel = self._chat.parallel
         if self.must_call:
             return CANONICAL.whole(self.tools, parallel=parallel)
+        if self._chat.grammar is not None:
+            return OneOf((self._chat.grammar, CANONICAL.whole(self.tools, parallel=parallel)))
         return Triggered(CANONICAL.opening, CANONICAL.body(self.tools, parallel=parallel))
 
     def _seed(self, answer: int, phase: int) -> int | None:

@@ -325,12 +325,28 @@ def test_a_literal_without_room_is_never_opened(shared: Path) -> None:
             assert decoding.answers()[0][0].text == plain.text
 
 
-def test_contradictions_are_refused(shared: Path) -> None:
+def test_contradictions_are_refused() -> None:
     for wrong in ({}, {"ids": (1,), "literal": (2,)}):
         with pytest.raises(ConfigError, match="give one of them"):
             Opening(**wrong)
-    with (
-        models(shared, *PAIR, fusion="average") as owner,
-        pytest.raises(ConfigError, match="a grammar and an opening"),
-    ):
-        admit(owner, [PROMPT], RequestParams(), SENTENCES, opening=Opening(ids=(OPENER,)))
+
+
+@pytest.mark.parametrize("names", [PAIR, PAIR[:1]])
+@pytest.mark.parametrize("wants", [0.0, 60.0])
+def test_under_a_grammar_a_call_opens_before_the_first_key_only(
+    shared: Path, bias: dict[tuple[str, int], float], names: tuple[str, ...], wants: float
+) -> None:
+    request = RequestParams(max_tokens=40)
+    with models(shared, *names, fusion="average") as owner:
+        with admit(owner, [PROMPT], request, SENTENCES) as decoding:
+            plain = decoding.answers()[0][0]
+        bias[names[0], OPENER] = wants
+        opening = Opening(ids=(OPENER,))
+        with admit(owner, [PROMPT], request, SENTENCES, opening=opening) as decoding:
+            decoding.step()
+            bias[names[0], OPENER] = 60.0  # too late
+            while not decoding.done:
+                decoding.step()
+            finish = decoding.usage()[0].steps
+        assert (finish == 1) == (wants > 0)
+        assert finish == (1 if wants else plain.usage.steps)
