@@ -17,6 +17,7 @@ from langchain_ensemble.decoding.boundary import BoundaryTracker
 from langchain_ensemble.decoding.handover import read_on
 from langchain_ensemble.decoding.protocols import Voice
 from langchain_ensemble.decoding.state import Row
+from langchain_ensemble.decoding.stopwatch import Stopwatch
 from langchain_ensemble.decoding.task import Held
 from langchain_ensemble.fusion.base import MemberDistribution
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
@@ -67,8 +68,14 @@ class Caches:
         self._trackers: list[BoundaryTracker | None] = []
         self._prompt_lengths: list[list[int]] = []  # [row][voice]
         self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
+        self._watches = [Stopwatch(voice.member.device) for voice in voices]
         self.logits: list[Tensor] = []
         self.generators = generators
+
+    @property
+    def seconds(self) -> list[float]:
+        """How long each voice's forwards took, prefill included."""
+        return [watch.seconds for watch in self._watches]
 
     @property
     def opened(self) -> bool:
@@ -88,11 +95,12 @@ class Caches:
             held, self._held[place] = self._held[place], None
             session = voice.member.session() if held is None else held.session
             self._sessions.append(session)
-            logits = (
-                session.prefill([prompt[place] for prompt in prompts])
-                if held is None
-                else read_on(held, prompts[0][place])
-            )
+            with self._watches[place].running():
+                logits = (
+                    session.prefill([prompt[place] for prompt in prompts])
+                    if held is None
+                    else read_on(held, prompts[0][place])
+                )
             if n > 1:
                 session.select(repeat)
                 logits = logits[repeat]
@@ -134,11 +142,13 @@ class Caches:
                 mark.floors[place] = [
                     min(f, k) for f, k in zip(mark.floors[place], kept, strict=True)
                 ]
-            pending.append((place, fresh, session.submit(fresh) if any(fresh) else None))
+            with self._watches[place].running():
+                pending.append((place, fresh, session.submit(fresh) if any(fresh) else None))
         for place, fresh, work in pending:
             if work is None:
                 continue
-            logits = self._sessions[place].collect(work)[:, -1]
+            with self._watches[place].running():
+                logits = self._sessions[place].collect(work)[:, -1]
             if not all(fresh):  # a row without new ids keeps its last logits
                 moved = torch.tensor([bool(new) for new in fresh], device=logits.device)
                 logits = torch.where(moved[:, None], logits, self.logits[place])

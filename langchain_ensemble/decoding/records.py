@@ -104,6 +104,8 @@ class Usage:
         fused_steps: Decode steps in which more than one member had a say.
         member_tokens: Ids that each member read, prompt and answer, re-runs included. By name.
         thought_tokens: Those of ``completion_tokens`` that are main's thinking.
+        member_seconds: How long each member's forwards took; those of all rows of a request, which
+            run together. By name. Two usages are equal whatever it is.
     """
 
     prompt_tokens: int
@@ -112,6 +114,7 @@ class Usage:
     fused_steps: int
     member_tokens: dict[str, int] = field(default_factory=dict)
     thought_tokens: int = 0
+    member_seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class Count:
     _thought_steps: int = 0
     _fused: int = 0
     _members: dict[str, int] = field(default_factory=dict)
+    _seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, usage: Usage, reused: Mapping[str, int]) -> None:
         """Add a phase that wrote a part of the answer.
@@ -57,6 +58,8 @@ class Count:
     def _read(self, usage: Usage, reused: Mapping[str, int]) -> None:
         for name, count in usage.member_tokens.items():
             self._members[name] = self._members.get(name, 0) + count - reused.get(name, 0)
+        for name, seconds in usage.member_seconds.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     @property
     def usage(self) -> Usage:
@@ -68,6 +71,7 @@ class Count:
             fused_steps=self._fused,
             member_tokens=dict(self._members),
             thought_tokens=self._thought,
+            member_seconds=dict(self._seconds),
         )
 
 

@@ -39,7 +39,9 @@ class TurnTasks:
             conversation: What is answered.
             chat: How.
         """
-        self._task, self.views, self._vocabularies = task, views, vocabularies
+        talking = tuple(replace(voice, turns=True) for voice in task.voices)
+        self._task = replace(task, voices=talking)
+        self.views, self._vocabularies = views, vocabularies
         self._conversation, self._chat = conversation, chat
         self._started = time.monotonic()
         self.tools = _callable(conversation, chat)

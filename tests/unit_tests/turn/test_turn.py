@@ -289,3 +289,11 @@ def test_a_deadline_carries_the_text_so_far(pair):
     with pytest.raises(DeadlineError) as caught:
         run(turn)
     assert len(caught.value.partial) == 1
+
+
+def test_each_member_says_how_long_it_took(pair):
+    turn = ensemble(pair).open_chat(HELLO, RequestParams(max_tokens=4), ChatRequest())
+    run(turn)
+    seconds = turn.usage()[0].member_seconds
+    assert set(seconds) == set(pair)
+    assert all(value > 0 for value in seconds.values())
