@@ -49,7 +49,7 @@ class _State(Enum):
 
 
 class CallReader:
-    """Turns the text after an opening into fragments of calls. White space between parts is free.
+    """Turns the text after an opening into fragments of calls. White space between words is free.
 
     However the text is cut, the fragments of a call join to the same name and arguments.
     """
@@ -115,6 +115,8 @@ class CallReader:
 
     def _step_literal(self, character: str) -> list[CallDelta]:
         if character.isspace():
+            if any(_inside_word(literal, self._at) for literal in self._expected):
+                self._state = _State.BROKEN
             return []
         self._expected = [
             literal
@@ -284,6 +286,12 @@ def _refuse(constant: str) -> NoReturn:
 def _solid(literal: str) -> str:
     """A literal without its white space, which a model may set as it likes."""
     return "".join(literal.split())
+
+
+def _inside_word(literal: str, at: int) -> bool:
+    """Whether a place in a literal lies between two letters."""
+    around = literal[at - 1 : at + 1] if at else ""
+    return len(around) == 2 and around.replace("_", "a").isalnum()
 
 
 def _open_escape(text: str) -> bool:

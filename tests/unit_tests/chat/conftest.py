@@ -55,6 +55,7 @@ def views(tokenizers: Get) -> Callable[..., ChatView]:
     def refuse(message: str) -> None:
         raise AssertionError(f"unexpected warning: {message}")
 
+    @lru_cache(None)
     def get(
         template: str | None, name: str = "qwen2.5", armed: bool = True, **settings: Any
     ) -> ChatView:
