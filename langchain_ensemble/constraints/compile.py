@@ -54,7 +54,12 @@ class _Remembered(Generic[T]):
             with self._lock:
                 if key in self._made:
                     return self._made[key]
-            result = make()
+            try:
+                result = make()
+            except BaseException:
+                with self._lock:
+                    self._making.pop(key, None)
+                raise
             with self._lock:
                 self._made[key] = result
                 self._making.pop(key, None)

@@ -7,16 +7,25 @@ ids), the same as a rule that calls itself at its end takes 20 us.
 
 from __future__ import annotations
 
+import re
+
 from langchain_ensemble.constraints.language import (
     EMPTY,
     Alt,
     Chars,
     Language,
     Node,
+    Ranges,
     Ref,
     Repeat,
     Seq,
     Text,
+)
+
+# xgrammar 0.2 writes grammars down and reads them again; it writes ß as \xdf and then reads the
+# letters after it, if they are hexadecimal digits, as part of that: "ße" becomes U+0DFE.
+MISREAD = re.compile(
+    r"(?:[\x80-\xff]|\\x[89a-f][0-9a-f]|\\(?:u|U0000)00[89a-f][0-9a-f])[0-9a-f]", re.IGNORECASE
 )
 
 
@@ -50,9 +59,9 @@ class _Writer:
     def _body(self, node: Node) -> str:
         match node:
             case Text(text):
-                return f'"{"".join(_character(ord(c), False) for c in text)}"'
+                return _string(text)
             case Chars(ranges):
-                return f"[{''.join(_range(low, high) for low, high in ranges)}]"
+                return _class(ranges)
             case Ref(name):
                 return self._names[name]
             case Seq(parts):
@@ -106,6 +115,30 @@ def _one_way(part: Node) -> bool:
 
 
 _EMPTY = '""'
+
+
+def _string(text: str) -> str:
+    """A text; after a character that may be misread a new string starts."""
+    parts = [""]
+    for character in text:
+        parts[-1] += _character(ord(character), False)
+        if _is_misread(ord(character)):
+            parts.append("")
+    return " ".join(f'"{part}"' for part in parts if part) or _EMPTY
+
+
+def _class(ranges: Ranges) -> str:
+    """A set of characters; those that may be misread stand alone."""
+    alone = [pair for pair in ranges if any(map(_is_misread, pair))]
+    others = [pair for pair in ranges if pair not in alone]
+    classes = [f"[{_range(*pair)}]" for pair in alone]
+    if others:
+        classes.insert(0, f"[{''.join(_range(*pair) for pair in others)}]")
+    return classes[0] if len(classes) == 1 else f"({' | '.join(classes)})"
+
+
+def _is_misread(code: int) -> bool:
+    return code < 0x20 or 0x7F <= code <= 0xFF
 
 
 def _range(low: int, high: int) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeAlias, TypeVar
 
@@ -309,16 +309,3 @@ def extra_for(facts: Facts, name: str) -> Schema | None:
     for schema in matching:
         joined = all_of(joined, schema)
     return joined
-
-
-def with_types(facts: Facts, name: str) -> Facts:
-    """The same conditions on a value of one type.
-
-    Args:
-        facts: Conditions.
-        name: A type.
-
-    Returns:
-        Them, with that type only.
-    """
-    return replace(facts, types=frozenset((name,)))

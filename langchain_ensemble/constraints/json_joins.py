@@ -9,6 +9,7 @@ is the same; elsewhere it is noted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -202,17 +203,15 @@ def only(schema: Mapping[str, Any], accepts: Callable[[str], bool]) -> bool:
 
 
 def _exclude(a: Facts, b: Facts) -> bool:
-    joined = both(a, b)
-    if joined is None:
-        return True
-    kinds, others = set(types_of(a)), set(types_of(b))
-    if kinds and others and not kinds & others and {*kinds, *others} < {"number", "integer"}:
-        return False
-    if kinds and others and not kinds & others:
+    if both(_typed(a), _typed(b)) is None:
         return True
     mine, theirs = _constants(a), _constants(b)
     shared = mine.keys() & theirs.keys() & set(a.required) & set(b.required)
     return any(not set(mine[name]) & set(theirs[name]) for name in shared)
+
+
+def _typed(facts: Facts) -> Facts:
+    return replace(facts, types=frozenset(types_of(facts)) or None)
 
 
 def _constants(facts: Facts) -> dict[str, list[str]]:

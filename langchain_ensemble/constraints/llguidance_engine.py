@@ -20,6 +20,8 @@ from langchain_ensemble.constraints.pieces import Chain, Choice, Loop, Piece, Wa
 from langchain_ensemble.errors import ConfigError
 
 _ANY_TEXT = expression(repeat(Chars(UNICODE), 0, None))
+# where only one text can follow, all of its beginnings are legal, not only the engine's own tokens
+_ALL_TOKENS = '\n%llguidance {"no_forcing": true}\n'
 
 
 def is_installed() -> bool:
@@ -109,7 +111,7 @@ def compile_piece(
     source = _source(piece)
     matcher = llguidance.LLMatcher(prepared.tokenizer, source, log_level=0)
     if matcher.is_error():
-        raise ConfigError(f"llguidance refuses the grammar: {matcher.get_error().strip()}")
+        raise ConfigError(f"llguidance refuses the grammar: {_reason(matcher)}")
     return LLGuidanceCompiled(matcher, len(vocabulary.token_bytes), prepared)
 
 
@@ -175,20 +177,25 @@ class LLGuidanceMatcher:
         result = ask()
         if self._matcher.is_error():
             raise ConfigError(
-                f"llguidance gave up on the grammar: {self._matcher.get_error().strip()}. "
-                "Make the grammar simpler, or take xgrammar."
+                f"llguidance gave up on the grammar: {_reason(self._matcher)}. If no text can "
+                "obey it, mend it; else make it simpler, or take xgrammar."
             )
         return result
+
+
+def _reason(matcher: Any) -> str:
+    """What the engine says, without the dump of its state."""
+    return str(matcher.get_error()).partition("<state>")[0].strip()
 
 
 def _source(piece: Piece) -> str:
     """The grammar as llguidance reads it: one of our own, and one more for each Lark grammar."""
     text, others = LarkText(), dict[str, str]()
     if isinstance(piece, Lark):
-        return json.dumps({"grammars": [{"lark_grammar": piece.source}]})
+        return json.dumps({"grammars": [{"lark_grammar": piece.source + _ALL_TOKENS}]})
     start = _part(piece, text, others)
     named = [{"name": name, "lark_grammar": source} for name, source in others.items()]
-    return json.dumps({"grammars": [{"lark_grammar": text.text(start)}, *named]})
+    return json.dumps({"grammars": [{"lark_grammar": text.text(start) + _ALL_TOKENS}, *named]})
 
 
 def _part(piece: Piece, text: LarkText, others: dict[str, str]) -> str:

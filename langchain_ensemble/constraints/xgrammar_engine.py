@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.constraints.bitmask import unpacked
-from langchain_ensemble.constraints.gbnf import gbnf
+from langchain_ensemble.constraints.gbnf import MISREAD, gbnf
 from langchain_ensemble.constraints.grammar import Ebnf, GrammarVocabulary, Lark
 from langchain_ensemble.constraints.language import Language
 from langchain_ensemble.constraints.pieces import Chain, Choice, Loop, Piece, Watch
@@ -68,7 +68,7 @@ def compile_piece(piece: Piece, vocabulary: GrammarVocabulary, prepared: Any) ->
         if isinstance(piece, Language):
             grammar = xgrammar.Grammar.from_ebnf(gbnf(piece))
         elif isinstance(piece, Ebnf):
-            grammar = xgrammar.Grammar.from_ebnf(piece.source)
+            grammar = xgrammar.Grammar.from_ebnf(_readable(piece.source))
         else:
             tag = {"type": "structural_tag", "format": _format(piece)}
             grammar = xgrammar.Grammar.from_structural_tag(json.dumps(tag))
@@ -135,7 +135,7 @@ def _format(piece: Piece) -> dict[str, Any]:
         case Language():
             return {"type": "grammar", "grammar": gbnf(piece)}
         case Ebnf(source):
-            return {"type": "grammar", "grammar": source}
+            return {"type": "grammar", "grammar": _readable(source)}
         case Chain(parts):
             return {"type": "sequence", "elements": [_format(part) for part in parts]}
         case Choice(options):
@@ -150,6 +150,15 @@ def _format(piece: Piece) -> dict[str, Any]:
             return {"type": "dispatch", "rules": [[trigger, _format(body)]], "loop": False}
         case Lark():
             raise ConfigError("xgrammar does not read Lark grammars of llguidance's dialect.")
+
+
+def _readable(source: str) -> str:
+    if found := MISREAD.search(source):
+        raise ConfigError(
+            f"xgrammar misreads {found.group()!r} in a grammar: it takes the last letter for a "
+            'part of a number. Begin a new string before it: "ß" "e" for "ße".'
+        )
+    return source
 
 
 def _reason(error: Exception) -> str:
