@@ -170,6 +170,9 @@ class Reply:
         info["model_provider"] = PROVIDER
         info["system_fingerprint"] = fingerprint
         info["ensemble"]["agreement"] = self._agreement.by_member()
+        info["ensemble"]["member_ms"] = {
+            name: round(1000 * seconds, 1) for name, seconds in usage.member_seconds.items()
+        }
         if self._calls and finish.reason == "stop" and not finish.unfinished:
             info["finish_reason"] = "tool_calls"
         if finish.unfinished:

@@ -55,6 +55,13 @@ def said(message: AIMessage) -> dict[str, Any]:
     }
 
 
+def untimed(metadata: Any) -> Any:
+    """Give metadata without what a clock told: values under names that end in ``_ms``."""
+    if not isinstance(metadata, dict):
+        return metadata
+    return {k: untimed(v) for k, v in metadata.items() if not str(k).endswith("_ms")}
+
+
 def v3(chat: Any, asked: Any, **kwargs: Any) -> tuple[list[Any], AIMessage]:
     """Ask by ``stream_events(version="v3")``: its events, and the message it puts together."""
     with warnings.catch_warnings():
