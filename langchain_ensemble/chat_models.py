@@ -89,9 +89,9 @@ class ChatEnsemble(BaseChatModel, ChatFields):
     Result metadata:
         ``usage_metadata`` (main's tokens); ``response_metadata``: ``model_name``,
         ``model_provider``, ``finish_reason`` (``"stop"``, ``"length"``, ``"tool_calls"``),
-        ``system_fingerprint``, ``ensemble`` (steps, share of them that was fused, tokens by
-        member, agreement and ms by member), ``logprobs`` where asked for, ``unfinished`` where a call or
-        grammar was cut. In a stream all of it comes with the last chunk.
+        ``system_fingerprint``, ``ensemble`` (steps, share of them that was fused; by
+        member tokens, milliseconds, agreement), ``logprobs`` where asked for, ``unfinished`` where
+        a call or grammar was cut. In a stream all of it comes with the last chunk.
 
     Thinking:
         ``thinking="main"`` or ``"each"``: reasoning blocks in ``content_blocks``; main's is

@@ -62,6 +62,13 @@ def untimed(metadata: Any) -> Any:
     return {k: untimed(v) for k, v in metadata.items() if not str(k).endswith("_ms")}
 
 
+def steady(told: Any) -> Any:
+    """Leave out of metadata what differs from run to run: times, under keys that end in ``_ms``."""
+    if not isinstance(told, dict):
+        return told
+    return {key: steady(value) for key, value in told.items() if not key.endswith("_ms")}
+
+
 def v3(chat: Any, asked: Any, **kwargs: Any) -> tuple[list[Any], AIMessage]:
     """Ask by ``stream_events(version="v3")``: its events, and the message it puts together."""
     with warnings.catch_warnings():
