@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -32,8 +33,8 @@ class _Plan:
 class Actor:
     """A loaded member that says what it is told, and notes what it reads."""
 
-    def __init__(self, member: Any, says: Says | None, read: list[str]) -> None:
-        self._member, self._says, self._read = member, says, read
+    def __init__(self, member: Any, asks: Says) -> None:
+        self._member, self._asks = member, asks
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._member, name)
@@ -44,8 +45,7 @@ class Actor:
     def plan(self, prompt: Any) -> _Plan:
         tokenizer = self._member.tokenizer
         text = tokenizer.decode(list(prompt.ids), clean_up_tokenization_spaces=False)
-        self._read.append(text)
-        said = self._says(text) if self._says else None
+        said = self._asks(text)
         ids = tokenizer(said, add_special_tokens=False)["input_ids"] if said else ()
         return _Plan(len(prompt.ids), tuple(ids))
 
@@ -98,19 +98,13 @@ class Stage:
 
         class _Staged(Ensemble):
             def _build(self, members: Any, on_progress: Any) -> Any:
-                cast = [
-                    Actor(
-                        m,
-                        lambda text, name=m.name: stage._reply(name, text),
-                        stage.read.setdefault(m.name, []),
-                    )
-                    for m in members
-                ]
+                cast = [Actor(m, partial(stage._reply, m.name)) for m in members]
                 return super()._build(cast, on_progress)  # type: ignore[arg-type]
 
         return _Staged(params, fusion=fusion)
 
     def _reply(self, name: str, text: str) -> str | None:
+        self.read.setdefault(name, []).append(text)
         says = self.says.get(name)
         return says(text) if says else None
 
@@ -124,8 +118,7 @@ class Stage:
             ``read``.
         """
         self.says = dict(says)
-        for prompts in self.read.values():
-            prompts.clear()
+        self.read.clear()
         return self.read
 
 

@@ -39,7 +39,9 @@ def pair(folder: Path, positions: int = 4096) -> Mapping[str, str]:
     """
     made = {
         "qwen": chat_pico.build("qwen2", folder / "q", _QWEN, chat_pico.QWEN_MARKERS),
-        "zephyr": chat_pico.build("llama", folder / "z", chat_pico.ZEPHYR, chat_pico.ZEPHYR_MARKERS),
+        "zephyr": chat_pico.build(
+            "llama", folder / "z", chat_pico.ZEPHYR, chat_pico.ZEPHYR_MARKERS
+        ),
     }
     for path in made.values():
         config = json.loads((path / "config.json").read_text())

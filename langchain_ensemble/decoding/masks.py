@@ -74,8 +74,9 @@ def legal_ids(
 
 
 def raw_end_ids(voice: Voice) -> tuple[int, ...]:
-    """Ids that end a lone voice's answer: ``generate`` knows no roles."""
-    return tuple(voice.member.end_ids or voice.vocabulary.end_ids)
+    """Ids that end a lone voice's answer: ``generate`` knows no roles, a conversation does."""
+    own = () if voice.turns else voice.member.end_ids
+    return tuple(own or voice.vocabulary.end_ids)
 
 
 def _kind(row: Row, place: int) -> tuple[int, bool]:

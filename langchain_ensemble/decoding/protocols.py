@@ -95,6 +95,8 @@ class Voice:
         sorted_keys: Its keys in byte order, where its boundaries have to be weighed.
         pairs: Its ids for every union key; None where it takes main's ids.
         verbatim: Whether it takes main's ids as they are (main itself, and equal tokenizers).
+        turns: Whether it answers in a conversation: alone it ends at every END of its vocabulary,
+            its template's end of a turn too, which configs leave out at times.
     """
 
     member: LoadedMember
@@ -104,6 +106,7 @@ class Voice:
     sorted_keys: SortedKeysLike | None
     pairs: PairTableLike | None
     verbatim: bool
+    turns: bool = False
 
 
 class Sampling(NamedTuple):

@@ -172,9 +172,7 @@ class TestTools:
             try:
                 return handler(request)
             except ValueError as error:
-                return ToolMessage(
-                    str(error), tool_call_id=request.tool_call["id"], status="error"
-                )
+                return ToolMessage(str(error), tool_call_id=request.tool_call["id"], status="error")
 
         read = say(calls(call("broken", a=1)), f"It failed.{END}")
         out = create_agent(chat, [broken], middleware=[told]).invoke(ASK)["messages"]
@@ -302,7 +300,7 @@ class TestToolStrategy:
         read = say(calls(call("Even", number=3)), calls(call("Even", number=4)))
         out = create_agent(chat, [], response_format=ToolStrategy(Even)).invoke(ASK)
         assert out["structured_response"] == Even(number=4)
-        assert all("must be even" in prompts[-1] for prompts in read.values())
+        assert "must be even" in read["qwen"][-1]
 
     def test_two_objects_are_too_many_and_are_tried_again(
         self, chat: ChatEnsemble, say: Any
@@ -311,7 +309,7 @@ class TestToolStrategy:
         read = say(calls(one, two), calls(two))
         out = create_agent(chat, [], response_format=ToolStrategy(Sum)).invoke(ASK)
         assert out["structured_response"] == Sum(total=2, sure=True)
-        assert all("multiple structured responses" in prompts[-1] for prompts in read.values())
+        assert "multiple structured responses" in read["qwen"][-1]
 
 
 class Weather(TypedDict):
@@ -447,7 +445,9 @@ class TestStreams:
 
 class TestMemory:
     def test_a_thread_goes_on(self, chat: ChatEnsemble, say: Any) -> None:
-        read = say(calls(call("add", a=2, b=3)), f"It is five.{END}", f"As I said.{END}", f"Who?{END}")
+        read = say(
+            calls(call("add", a=2, b=3)), f"It is five.{END}", f"As I said.{END}", f"Who?{END}"
+        )
         agent = create_agent(chat, [add], checkpointer=InMemorySaver())
         mine: Any = {"configurable": {"thread_id": "mine"}}
         agent.invoke(ASK, mine)
