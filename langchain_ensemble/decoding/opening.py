@@ -2,10 +2,10 @@
 
 Main's softmax runs over its keys, END and the ids that open a call; p_open is what falls on the
 last. The rest is fused as ever and scaled by 1 - p_open, so everything sums to 1. Under a grammar
-main chooses between a call and the keys that the grammar allows, before the first key only. Greedy:
-the answer opens iff p_open exceeds every scaled key and END (a tie goes to those). Where main's format
-has no such id, p_open is main's path probability of the whole opening text, asked once, before the
-answer's first key. Auxiliaries never open: their control ids stay masked.
+main chooses between a call and the keys that the grammar allows, before the first key only.
+Greedy: the answer opens iff p_open exceeds every scaled key and END (a tie goes to those). Where
+main's format has no such id, p_open is main's path probability of the whole opening text, asked
+once, before the answer's first key. Auxiliaries never open: their control ids stay masked.
 """
 
 from __future__ import annotations
