@@ -78,45 +78,6 @@ def _root(
 
 
 @app.command()
-def run(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or none: stdin.")] = None,
-    member: Members = None,
-    config: Config = None,
-    fusion: Fusion = None,
-    weights: Weights = None,
-    main: Main = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    min_p: MinP = None,
-    repetition_penalty: Penalty = None,
-    seed: Seed = None,
-    stop: Stop = None,
-    timeout: Timeout = None,
-    as_json: Json = False,
-) -> None:
-    """Stream one answer: the text alone on stdout."""
-    llm = make_ensemble(
-        member,
-        one_config(config),
-        fusion=fusion,
-        weights=weights,
-        main=main,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
-        timeout=timeout,
-    )
-    _lazy("run").run(llm, read_prompt(prompt), as_json=as_json)
-
-
-@app.command()
 def chat(
     member: Members = None,
     config: Config = None,
@@ -157,6 +118,45 @@ def chat(
         timeout=timeout,
     )
     command.chat(llm, system)
+
+
+@app.command()
+def run(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or none: stdin.")] = None,
+    member: Members = None,
+    config: Config = None,
+    fusion: Fusion = None,
+    weights: Weights = None,
+    main: Main = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    timeout: Timeout = None,
+    as_json: Json = False,
+) -> None:
+    """Stream one answer: the text alone on stdout."""
+    llm = make_ensemble(
+        member,
+        one_config(config),
+        fusion=fusion,
+        weights=weights,
+        main=main,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        timeout=timeout,
+    )
+    _lazy("run").run(llm, read_prompt(prompt), as_json=as_json)
 
 
 @app.command()

@@ -212,11 +212,14 @@ def _plain(whole: AIMessageChunk) -> AIMessage:
 def _summary(whole: AIMessageChunk) -> str:
     """One line about an answer, for a terminal."""
     told, usage = whole.response_metadata, whole.usage_metadata
-    if usage is None:  # it was stopped
-        return "stopped"
+    if usage is None:
+        return "no end was told"
+    facts = told["ensemble"]
+    agreed = ", ".join(f"{name} {share:.0%}" for name, share in facts["agreement"].items())
     return (
         f"{told['model_name']}: {told['finish_reason']}, {usage['input_tokens']} + "
-        f"{usage['output_tokens']} tokens, {told['ensemble']['share_fused']:.0%} of steps fused"
+        f"{usage['output_tokens']} tokens, {facts['share_fused']:.0%} of steps fused"
+        + (f"; agreement: {agreed}" if agreed else "")
     )
 
 

@@ -11,7 +11,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from langchain_core.language_models import BaseChatModel
 
+from langchain_ensemble import ChatEnsemble
 from langchain_ensemble.adapter.outputs import ending_info, logprob_entries
 from langchain_ensemble.decoding.records import Finish, TokenRecord, Usage
 from langchain_ensemble.params import FUSIONS, EnsembleParams, Member, RequestParams
@@ -83,6 +85,28 @@ def test_settings_page_names_what_comes_back():
     step = TokenRecord(1, b"a", -0.5, {"small": None}, True)
     named = {*info["usage"], *info["ensemble"], *logprob_entries([step])[0]}
     assert sorted(name for name in named if f"`{name}`" not in section) == []
+
+
+def test_chat_page_names_what_comes_back():
+    page = (ROOT / "docs/chat.md").read_text("utf-8")
+    section = page.split("## What comes back")[1].split("\n## ")[0]
+    with ChatEnsemble.demo(max_tokens=2, logprobs=True) as chat:
+        message = chat.invoke("Hi there!")
+    told = message.response_metadata
+    named = {*told["ensemble"], *told["token_usage"], *(message.usage_metadata or {})}
+    assert sorted(name for name in named if f"`{name}`" not in section) == []
+    assert sorted(name for name in told if f'["{name}"]' not in section) == []
+
+
+def test_chat_page_says_every_default():
+    page = (ROOT / "docs/settings.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, re.M))
+    known = {*EnsembleParams.model_fields, *Member.model_fields, *RequestParams.model_fields}
+    own = set(ChatEnsemble.model_fields) - set(BaseChatModel.model_fields) - known - {"hf_token"}
+    assert own
+    for name in own:
+        default = str(ChatEnsemble.model_fields[name].default)
+        assert default in rows[name].replace('"', ""), name
 
 
 def test_first_snippet_is_six_lines_and_says_what_it_should(capsys):
