@@ -3,6 +3,10 @@
 Every member keeps its own KV cache and its own ids for the answer's bytes; after each chosen key
 only what is new, or newly spelled, is run. With one voice (main is the only member with weight)
 nothing is fused, masked or re-tokenised, which makes a one-member ensemble equal ``generate``.
+
+What chat adds stands beside the loop: ``masks`` (under a grammar, illegal ids are -inf before the
+softmax, with one voice too), ``opening`` (a tool call is one more choice), ``handover`` (sessions
+go from one phase of an answer to the next).
 """
 
 from __future__ import annotations

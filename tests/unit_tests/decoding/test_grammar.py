@@ -171,6 +171,21 @@ def test_one_voice_is_generate_with_allowed_tokens(
     assert all(t.logprob > -30 for t in answer.tokens)  # under the masked distribution
 
 
+@pytest.mark.parametrize("name", PAIR)
+def test_a_space_of_the_tokenizers_own_is_no_byte_of_the_answer(shared: Path, name: str) -> None:
+    """After an empty prompt a first key may bring a space that the grammar never sees."""
+    automaton = finite("the cat", "a dog", " they", "\tx")
+    request = RequestParams(max_tokens=20, temperature=3.0, seed=1, n=30)
+    with models(shared, name) as owner, admit(owner, [""], request, automaton) as decoding:
+        answers = decoding.answers()[0]
+        prefixed = decoding.rows[0].tracks[0].lead
+    assert all(automaton.holds(answer.text.encode()) for answer in answers)
+    assert {"the cat", "a dog"} <= {answer.text for answer in answers}
+    assert prefixed
+    first = {answer.tokens[0].bytes[:1] for answer in answers if answer.text != " they"}
+    assert b" " in first  # the space came, and was none of the answer's
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("names", [PAIR, PAIR[:1]])
 def test_a_budget_too_small_ends_unfinished(
