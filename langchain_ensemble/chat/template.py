@@ -19,7 +19,6 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from langchain_ensemble.errors import ConfigError
 
 PLAIN = (
-    "{{ bos_token }}"
     "{% for message in messages %}"
     "{% if message.role == 'system' %}System{% elif message.role == 'user' %}User"
     "{% elif message.role == 'assistant' %}Assistant"
@@ -28,7 +27,7 @@ PLAIN = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
-"""The template of a model that has none.
+"""The template of a model that has none; what the tokenizer itself puts first comes before it.
 
 The answer starts on a line of its own: after ``Assistant:`` most vocabularies would begin it with
 a space, which the other members do not write.
@@ -72,8 +71,6 @@ class Template:
         both = text is not None and named.get("default") == text
         self._with_tools: str = named.get("tool_use", self._text) if both else self._text
         self._special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
-        if self.plain and not _adds_bos(tokenizer):
-            self._special["bos_token"] = ""
         try:
             trees = [_parse(t) for t in dict.fromkeys((self._text, self._with_tools))]
         except jinja2.TemplateError as error:
@@ -135,8 +132,3 @@ def _parse(text: str) -> nodes.Template:
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
     return environment.parse(_GENERATION.sub("", text))
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]

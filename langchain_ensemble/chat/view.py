@@ -97,6 +97,7 @@ class ChatView:
         self._shows_tools = native and shows_tools(self._template)
         self.thinking: ThinkingFormat | None = thinking_format(self._template, controls)
         self.stop: tuple[str, ...] = PLAIN_STOP if self._template.plain else ()
+        self._first = _put_first(tokenizer) if self._template.plain else []
         if self._template.plain:
             warn(
                 f"member {name!r} has no chat template; it reads conversations as a plain dialogue "
@@ -201,7 +202,7 @@ class ChatView:
         shape = self._fitter.shape(messages, style, tools)
         text = self._render(messages, shape, style, tools, think)
         text += self._opened(text, think, thought, marks)
-        return self._disarmer.encode(text, marks)
+        return self._first + self._disarmer.encode(text, marks)
 
     def _render(
         self,
@@ -305,3 +306,11 @@ class ChatView:
         first = ids[len(start) : len(start) + 1] if ids[: len(start)] == start else []
         spaced = self._vocabulary.decode(first).startswith(b" ")
         return _AnswerStart(space=spaced and self._vocabulary.dummy_prefix)
+
+
+def _put_first(tokenizer: Any) -> list[int]:
+    """The ids that a tokenizer itself puts before a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    starts = range(len(whole) - len(bare) + 1)
+    return list(whole[: next((n for n in starts if whole[n : n + len(bare)] == bare), 0)])
