@@ -41,8 +41,8 @@ class ChatFields(EnsembleFields):
     """Who writes a tool call: main, in its own format, or all together, in a common one."""
     max_retries: int = 2
     """How often loading goes on after a download broke off; decoding is never tried again."""
-    streaming: bool = False
-    """Whether ``invoke`` reports every chunk to callbacks, as ``stream`` does."""
+    streaming: bool | None = None
+    """True: ``invoke`` reports chunks to callbacks; False: ``stream`` gives all in one chunk."""
 
     _config_fields: ClassVar[tuple[str, ...]] = (
         *CONFIG_FIELDS,

@@ -21,6 +21,7 @@ from langchain_core.exceptions import ContextOverflowError, ModelNotFoundError
 from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
+from langchain_core.runnables import ConfigurableField
 
 from langchain_ensemble import ChatEnsemble, EnsembleLLM, register
 from langchain_ensemble.adapter import engines
@@ -32,7 +33,7 @@ from langchain_ensemble.errors import (
     MemberError,
 )
 from langchain_ensemble.testing import ChatContract
-from langchain_ensemble.testing.chat_tools import merged, v3
+from langchain_ensemble.testing.chat_tools import ChatRecorder, merged, v3
 from tests.scripted_engine import ScriptedEnsemble, Thought, spelled_call
 
 
@@ -320,6 +321,24 @@ def shout(text: str) -> str:
 def count(n: int) -> int:
     """Count."""
     return n
+
+
+class TestStreaming:
+    def test_of_configured_models(self) -> None:
+        """Configuring builds the object anew from every field; it still streams."""
+        chain: Any = make().configurable_fields(max_tokens=ConfigurableField(id="limit"))
+        chunks = list(chain.with_config(configurable={"limit": 5}).stream("hi"))
+        assert len(chunks) == 6
+        assert merged(chunks).text == make(max_tokens=5).invoke("hi").text
+
+    def test_switched_off_or_on(self) -> None:
+        assert len(list(make(streaming=False).stream("hi"))) == 1
+        seen = ChatRecorder()
+        make(streaming=True).invoke("hi", config={"callbacks": [seen]})
+        assert len(seen.tokens) > 5
+        quiet = ChatRecorder()
+        make().invoke("hi", config={"callbacks": [quiet]})
+        assert quiet.tokens == []
 
 
 class TestLimits:
