@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).bool()  # of every byte, lowest first
+# of every byte its eight bits, lowest first, as eight booleans in the place of one int64
+_BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).bool().view(torch.int64).view(-1)
 
 
 def unpacked(words: Tensor, size: int) -> Tensor:
@@ -18,4 +19,4 @@ def unpacked(words: Tensor, size: int) -> Tensor:
     Returns:
         [size] bool.
     """
-    return _BITS[words.view(torch.uint8).int()].view(-1)[:size]
+    return _BITS[words.view(torch.uint8).int()].view(torch.bool)[:size]
