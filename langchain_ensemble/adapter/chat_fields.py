@@ -16,13 +16,13 @@ from langchain_ensemble.adapter.engines import Lease
 from langchain_ensemble.adapter.faults import UnknownModelError
 from langchain_ensemble.adapter.fields import EnsembleFields
 from langchain_ensemble.adapter.profiles import context_on_disk, profile_of
+from langchain_ensemble.adapter.running import Stepped
 from langchain_ensemble.adapter.settings import CONFIG_FIELDS
 from langchain_ensemble.adapter.turns import Turn
 from langchain_ensemble.errors import ConfigError, DownloadError, unknown_name
 from langchain_ensemble.params import RequestParams
 
 if TYPE_CHECKING:
-    from langchain_ensemble.decoding.engine import Decoding
     from langchain_ensemble.ensemble import Ensemble
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class ChatFields(EnsembleFields):
         request = owner._request(ask, stop, one=one)
         conversation = ask.conversation(messages)
 
-        def start() -> tuple[Decoding, str]:
+        def start() -> tuple[Stepped, str]:
             engine = owner._ready()
             return engine.open_chat(conversation, request, ask.chat), engine.fingerprint()
 

@@ -95,7 +95,7 @@ def json_schema(schema: Any, strict: bool | None = None) -> dict[str, Any]:
         ConfigError: Something that is none of them.
     """
     if isinstance(schema, type) and issubclass(schema, BaseModel) and not strict:
-        return schema.model_json_schema()  # LangChain's conversion cannot hold a recursive one
+        return class_schema(schema)  # LangChain's conversion cannot hold a recursive one
     if isinstance(schema, Mapping) and any(word in schema for word in _SCHEMA_WORDS):
         nested = schema.get("type") == "function"
         if not nested and "parameters" not in schema and "input_schema" not in schema:
@@ -106,6 +106,41 @@ def json_schema(schema: Any, strict: bool | None = None) -> dict[str, Any]:
     except Exception as error:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
     raise ConfigError(f"{schema!r} cannot be read as a schema: {problem}")
+
+
+def class_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """Write a Pydantic class as JSON schema, an object at its top even where it holds itself."""
+    schema = kind.model_json_schema()
+    if "$ref" in schema:
+        top = schema.pop("$ref").rsplit("/", 1)[-1]
+        schema |= schema["$defs"][top]
+    return schema
+
+
+def is_recursive(schema: Mapping[str, Any]) -> bool:
+    """Whether some definition of a schema holds itself; such a one cannot be written out."""
+    holds = {name: _refs(part) for name, part in schema.get("$defs", {}).items()}
+    for name in holds:
+        seen: list[str] = []
+        queue = [*holds[name]]
+        while queue:
+            if (inner := queue.pop()) == name:
+                return True
+            if inner not in seen:
+                seen.append(inner)
+                queue += holds.get(inner, [])
+    return False
+
+
+def _refs(node: Any) -> list[str]:
+    """Names of the definitions that a part of a schema refers to."""
+    if isinstance(node, list):
+        return [name for item in node for name in _refs(item)]
+    if not isinstance(node, Mapping):
+        return []
+    own = node.get("$ref")
+    found = [own.rsplit("/", 1)[-1]] if isinstance(own, str) else []
+    return found + [name for value in node.values() for name in _refs(value)]
 
 
 def untitled(schema: Any, *, names: bool = False) -> Any:

@@ -12,22 +12,38 @@ import asyncio
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from langchain_ensemble.adapter.faults import translated
 
 if TYPE_CHECKING:
-    from langchain_ensemble.decoding.engine import Decoding
     from langchain_ensemble.decoding.records import Piece, Usage
+
+
+class Stepped(Protocol):
+    """What is pumped: one request's decoding, or one chat turn."""
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has finished, or it was closed."""
+
+    def step(self) -> list[Piece]:
+        """Go one step on."""
+
+    def usage(self) -> list[Usage]:
+        """One entry a row."""
+
+    def close(self) -> None:
+        """Stop and free everything; again is free."""
 
 
 class Run:
     """One request. Use as a (possibly async) context manager, then call ``step`` or ``astep``."""
 
-    def __init__(self, start: Callable[[], Decoding]) -> None:
+    def __init__(self, start: Callable[[], Stepped]) -> None:
         """Keep how to start; nothing runs before the first step."""
         self._start = start
-        self._decoding: Decoding | None = None
+        self._decoding: Stepped | None = None
         self._lock = threading.Lock()
         self._closed = False
         self.usage: list[Usage] = []
@@ -56,7 +72,7 @@ class Run:
             self._finish(self._decoding)
         return pieces
 
-    def _finish(self, decoding: Decoding) -> None:
+    def _finish(self, decoding: Stepped) -> None:
         if not self.usage:
             self.usage = decoding.usage()
 

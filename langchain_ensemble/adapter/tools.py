@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel
 
+from langchain_ensemble.adapter.formats import class_schema, is_recursive, untitled
 from langchain_ensemble.errors import ConfigError, unknown_name
 
 ToolLike = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
@@ -68,7 +70,20 @@ def _openai_tool(tool: ToolLike, strict: bool | None) -> dict[str, Any]:
             f"tool of type {written.get('type')!r} is run by another provider; give tools with a "
             "name and a schema of their arguments"
         )
-    return written
+    return {**written, "function": {**written["function"], **_recursive(tool)}}
+
+
+def _recursive(tool: ToolLike) -> dict[str, Any]:
+    """Parameters of a class that holds itself; LangChain's writing lets anything pass there."""
+    kind = tool.tool_call_schema if isinstance(tool, BaseTool) else tool
+    if not isinstance(kind, type) or not issubclass(kind, BaseModel):
+        return {}
+    schema = class_schema(kind)
+    if not is_recursive(schema):
+        return {}
+    schema.pop("description", None)
+    parameters: dict[str, Any] = untitled(schema)
+    return {"parameters": parameters}
 
 
 def tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
-from langchain_ensemble.adapter.faults import translated
 from langchain_ensemble.adapter.replies import Reply, chat_result
-from langchain_ensemble.adapter.running import Run
+from langchain_ensemble.adapter.running import Run, Stepped
 
 if TYPE_CHECKING:
-    from langchain_ensemble.decoding.engine import Decoding
     from langchain_ensemble.decoding.records import Piece
 
 
@@ -21,7 +19,7 @@ class Turn:
 
     def __init__(
         self,
-        start: Callable[[], tuple[Decoding, str]],
+        start: Callable[[], tuple[Stepped, str]],
         model_name: str,
         main: str,
         *,
@@ -43,7 +41,7 @@ class Turn:
         self._model_name = model_name
         self._replies = [Reply(model_name, main, logprobs=logprobs) for _ in range(n)]
 
-    def _started(self) -> Decoding:
+    def _started(self) -> Stepped:
         decoding, self._fingerprint = self._start()
         return decoding
 
@@ -53,13 +51,11 @@ class Turn:
         Raises:
             ContextOverflowError: The conversation does not fit a member.
         """
-        with translated():
-            return self._add(self.run.step())
+        return self._add(self.run.step())
 
     async def astep(self) -> bool:
         """Decode one step, as :meth:`step`, in the loop's default executor."""
-        with translated():
-            return self._add(await self.run.astep())
+        return self._add(await self.run.astep())
 
     def _add(self, pieces: Iterable[Piece] | None) -> bool:
         for piece in pieces or ():

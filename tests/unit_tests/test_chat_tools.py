@@ -15,7 +15,13 @@ from pydantic.v1 import BaseModel as BaseModelV1
 
 from langchain_ensemble import ChatEnsemble
 from langchain_ensemble.adapter import engines
-from langchain_ensemble.adapter.formats import TOLD, read_grammar, read_response_format, untitled
+from langchain_ensemble.adapter.formats import (
+    TOLD,
+    is_recursive,
+    read_grammar,
+    read_response_format,
+    untitled,
+)
 from langchain_ensemble.adapter.tools import read_choice
 from langchain_ensemble.chat.conversation import ChatRequest, Conversation, Message
 from langchain_ensemble.constraints.grammar import Ebnf, JsonSchema, Lark, Regex
@@ -71,6 +77,13 @@ class Tree(BaseModel):
     kids: list[Tree] = []
 
 
+class Outer(BaseModel):
+    """Holds another, twice."""
+
+    one: Joke
+    two: list[Joke]
+
+
 @tool
 def multiply(a: int, b: int) -> int:
     """Multiply."""
@@ -122,6 +135,20 @@ class TestTools:
     def test_what_is_no_tool(self, wrong: Any, said: str) -> None:
         with pytest.raises(ConfigError, match=said):
             make().bind_tools([wrong])
+
+    def test_class_that_holds_itself(self, engine: ScriptedEnsemble) -> None:
+        @tool
+        def plant(tree: Tree) -> str:
+            """Plant a tree."""
+            return str(tree)
+
+        make().bind_tools([Tree, plant]).invoke("hi")
+        first, second = asked(engine)[0].tools
+        kids = {"items": {"$ref": "#/$defs/Tree"}, "type": "array", "default": []}
+        assert first.parameters["properties"] == {"kids": kids}
+        assert first.parameters["$defs"]["Tree"]["properties"] == {"kids": kids}
+        assert second.parameters["properties"] == {"tree": {"$ref": "#/$defs/Tree"}}
+        assert not is_recursive(Outer.model_json_schema())
 
     def test_strict_closes_objects(self, engine: ScriptedEnsemble) -> None:
         make().bind_tools([Joke], strict=True).invoke("hi")
