@@ -36,6 +36,7 @@ class Shape:
         short_ids: Whether calls have ids of nine letters and digits.
         quoted: Whether a call's arguments are given as JSON text, not as an object.
         names: Whether a user's name stands before the text.
+        parts: Whether content is a list of parts, as templates for images and text may want it.
     """
 
     system: Literal["turns", "first", "user"] = "turns"
@@ -45,6 +46,7 @@ class Shape:
     short_ids: bool = False
     quoted: bool = False
     names: bool = False
+    parts: bool = False
 
 
 def arrange(messages: Sequence[Message], shape: Shape, style: ToolFormat) -> list[Turn]:
@@ -110,8 +112,8 @@ def described(tools: Sequence[Tool], style: ToolFormat) -> str:
     more = "; for several calls write several of them" if several else ""
     return (
         f"# Tools\n\nYou may call these tools:\n\n{listed}\n\n"
-        f"To call a tool, end your answer with its name and arguments in exactly this form{more}:"
-        f"\n\n{example}"
+        "To call a tool, answer with nothing but its name and arguments in exactly this form"
+        f"{more}:\n\n{example}"
     )
 
 
@@ -317,6 +319,8 @@ def _turn(message: Message, shape: Shape) -> Turn:
         turn["tool_calls"] = [_call(call, shape.quoted) for call in message.calls]
         if shape.none and not message.text:
             turn["content"] = None
+    if shape.parts and turn["content"] is not None:
+        turn["content"] = [{"type": "text", "text": message.text}]
     return turn
 
 

@@ -136,9 +136,9 @@ class Fitter:
             none = (True, False) if self._template.asks_for_none else (False, True)
         if any(f.name and f.role == "user" for f in forms):
             names = (False, True)
-        for found in product(levels, none, quoted, short, _TURNS, names):
-            level, empty, text, ids, (system, merge), name = found
-            yield Shape(system, merge, level, empty, ids, text, name)
+        kinds = product((False, True), levels, none, quoted, short, _TURNS, names)
+        for parts, level, empty, text, ids, (system, merge), name in kinds:
+            yield Shape(system, merge, level, empty, ids, text, name, parts)
 
 
 def _forms(messages: Sequence[Message]) -> tuple[_Form, ...]:

@@ -193,6 +193,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         "mistral-args",
         "[TOOL_CALLS]",
         CallSyntax(begin="[TOOL_CALLS]", middle="[ARGS]", tail="", between="[TOOL_CALLS]", end=""),
+        signs=("[TOOL_CALLS]", "[ARGS]"),
     ),
     ToolFormat(
         "deepseek",

@@ -106,6 +106,31 @@ def test_clean_content_is_tokenized_as_hugging_face_does_it(name, armed, tokeniz
             assert list(view.prompt(Conversation(messages), ChatRequest()).ids) == wanted
 
 
+@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize("name", ["qwen2.5", "llama-2"])
+def test_every_family_is_tokenized_as_hugging_face_does_it(name, family, tokenizers, views):
+    """But for what the view adds: an opened thought, the line before GLM's answers."""
+    tokenizer, _ = tokenizers(name, True)
+    view = views(TEMPLATES[family], name)
+    settings = {} if view.thinking is None else view.thinking.settings(False)
+    for text in CLEAN:
+        turns = [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": f"So: {text}"},
+            {"role": "user", "content": f"And {text}?"},
+        ]
+        messages = tuple(Message(t["role"], t["content"]) for t in turns)  # type: ignore[arg-type]
+        wanted = tokenizer.apply_chat_template(
+            turns, chat_template=TEMPLATES[family], add_generation_prompt=True, **settings
+        )["input_ids"]
+        ids = list(view.prompt(Conversation(messages), plain(view)).ids)
+        if family in ("gpt-oss", "glm"):
+            assert len(ids) > len(wanted)
+            ids = ids[: len(wanted)]
+        if family != "nemotron":  # there a word in the system text turns thinking off
+            assert ids == wanted
+
+
 @pytest.mark.parametrize("family", ["llama-3", "mistral-3", "mistral-11", "phi-4", "qwen-2.5"])
 @pytest.mark.parametrize("name", ["qwen2.5", "llama-2", "phi-3", "mistral-v3"])
 def test_clean_tools_and_calls_are_tokenized_as_hugging_face_does_it(

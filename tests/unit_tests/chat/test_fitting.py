@@ -279,6 +279,27 @@ def test_what_no_arrangement_shows_is_an_error_that_says_what_is_lost(read):
         Fitter("m", picky).shape(turns, CANONICAL)
 
 
+def test_content_is_a_list_of_parts_for_a_template_that_wants_it(read):
+    template = read(
+        "{% for m in messages %}{% for part in m.content if part.type == 'text' %}"
+        "{{ m.role }}: {{ part.text }}\n{% endfor %}{% endfor %}"
+    )
+    turns = [said("user", "a"), said("assistant", "b")]
+    shape = Fitter("m", template).shape(turns, CANONICAL)
+    assert shape == Shape(parts=True)
+    assert template.render(arrange(turns, shape, CANONICAL)) == "user: a\nassistant: b\n"
+
+
+def test_calls_with_ids_that_the_format_leaves_out_are_recognised(read):
+    template = read(
+        "{{ tools | tojson }}{% for m in messages %}{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}"
+        "{{ '[TOOL_CALLS]' + c.function.name + '[CALL_ID]' + c.id + '[ARGS]' }}"
+        "{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    )
+    assert tool_format(template, {}).name == "mistral-args"
+
+
 def test_a_template_that_repeats_a_turn_is_taken_as_it_is(read):
     template = read("{% for m in messages %}{{ m.content }}{% endfor %}{{ messages[-1].content }}")
     assert Fitter("m", template).shape([said("user", "a")], CANONICAL) == Shape()
