@@ -11,6 +11,7 @@ from langchain_core.messages import HumanMessage
 
 from langchain_ensemble import ChatEnsemble
 from langchain_ensemble.testing import ChatContract
+from langchain_ensemble.testing.chat_calls import CallsContract
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,6 +35,15 @@ class TestUnite(ChatContract):
 
     def make_chat(self, **settings: Any) -> ChatEnsemble:
         return ChatEnsemble.demo(**{"fusion": "unite", "main": "stories", **settings})
+
+
+class TestFusedCalls(CallsContract):
+    """Calls that all members write together, in a textual form of ours."""
+
+    budget_step = 11
+
+    def make_chat(self, **settings: Any) -> ChatEnsemble:
+        return ChatEnsemble.demo(**{"tools_by": "fused", **settings})
 
 
 def test_conversation_that_does_not_fit() -> None:

@@ -287,6 +287,13 @@ class TestMessages:
         assert len(fragments) > 4
         assert [d["reasoning"] for d in deltas if d["type"] == "reasoning-delta"] == ["hm", "so"]
 
+    def test_edited_content_is_read_by_langchain(self) -> None:
+        """A message of ours, whose content somebody replaced by blocks, has those blocks."""
+        block = {"type": "text", "text": "x"}
+        message = make(thinking="main").invoke("hi").model_copy(update={"content": [block]})
+        assert [b["type"] for b in message.content_blocks] == ["reasoning", "text"]
+        assert message.content_blocks[-1] == block
+
     def test_several_answers(self) -> None:
         result = make().generate([[HumanMessage("hi")]], n=2)
         texts = [generation.text for generation in result.generations[0]]
