@@ -19,9 +19,17 @@ from torch import Tensor
 
 from langchain_ensemble.adapter import engines
 from langchain_ensemble.ensemble import Ensemble
+from langchain_ensemble.vocab.vocabulary import Vocabulary
 
 Says = Callable[[str], str | None]
 """Prompt, control tokens included -> reply, control tokens included."""
+
+SURE = 300.0
+"""What is added to a logit: no other member can outvote it, whatever the mean."""
+
+
+class Plain(str):
+    """A whole answer in which nothing is a control token, whatever it looks like."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,10 @@ class Actor:
         tokenizer = self._member.tokenizer
         text = tokenizer.decode(list(prompt.ids), clean_up_tokenization_spaces=False)
         said = self._asks(text)
-        ids = tokenizer(said, add_special_tokens=False)["input_ids"] if said else ()
+        if isinstance(said, Plain):
+            ids: Sequence[int] = [*Vocabulary(tokenizer).encode(said).ids, tokenizer.eos_token_id]
+        else:
+            ids = tokenizer(said, add_special_tokens=False)["input_ids"] if said else ()
         return _Plan(len(prompt.ids), tuple(ids))
 
 
@@ -81,7 +92,7 @@ class _Session:
             for back in range(logits.shape[1]):
                 at = self._session.lengths[row] - back - plan.start
                 if 0 <= at < len(plan.reply):
-                    raised[row, -1 - back, plan.reply[at]] = torch.max(logits) + 60.0
+                    raised[row, -1 - back, plan.reply[at]] = torch.max(logits) + SURE
         return raised
 
 

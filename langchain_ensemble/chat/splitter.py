@@ -10,7 +10,12 @@ class Splitter:
     """Sends what comes before an opening to the text, and what follows it to a reader of calls."""
 
     def __init__(
-        self, opening: str | None, reader: CallReader | None, *, inside: bool = False
+        self,
+        opening: str | None,
+        reader: CallReader | None,
+        *,
+        inside: bool = False,
+        first: bool = False,
     ) -> None:
         """Start.
 
@@ -18,8 +23,10 @@ class Splitter:
             opening: The text that opens a call; None: everything is text.
             reader: Reads what follows it; None where there is no opening.
             inside: Whether the opening was read already.
+            first: Whether the opening counts at the start of the answer only.
         """
         self._opening, self._reader, self._inside = opening, reader, inside
+        self._first = first
         self._back = ""  # may be the beginning of the opening
 
     def feed(self, text: str) -> tuple[str, list[CallDelta]]:
@@ -36,6 +43,9 @@ class Splitter:
         if self._inside:
             return "", self._reader.feed(text)
         text = self._back + text
+        if self._first and text and not self._begins(text):
+            self._opening, self._back = None, ""
+            return text, []
         at = text.find(self._opening)
         if at >= 0:
             self._inside, self._back = True, ""
@@ -47,6 +57,11 @@ class Splitter:
         )
         self._back = text[len(text) - keep :]
         return text[: len(text) - keep], []
+
+    def _begins(self, text: str) -> bool:
+        """Whether an answer that begins so may begin with the opening."""
+        opening = self._opening or ""
+        return text.startswith(opening) or opening.startswith(text)
 
     def finish(self, complete: bool) -> tuple[str, list[CallDelta]]:
         """End.

@@ -132,7 +132,9 @@ class TurnTasks:
 
     def text_splitter(self) -> Splitter:
         """Reads one answer's fused text."""
-        return Splitter(CANONICAL.opening if self.fused_calls else None, CANONICAL.reader())
+        held = self._chat.grammar is not None  # a call stands in its place, not in its strings
+        opening = CANONICAL.opening if self.fused_calls else None
+        return Splitter(opening, CANONICAL.reader(), first=held)
 
     def call(
         self,
