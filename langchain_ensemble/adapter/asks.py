@@ -91,7 +91,8 @@ def read_ask(fields: Mapping[str, Any], given: Mapping[str, Any]) -> Ask:
         parallel=own["parallel_tool_calls"] is not False,
         grammar=asked.grammar,
     )
-    return Ask(request, tuple(tools), asked.told, own["model"], _known(arguments))
+    told = f"If you call no tool: {asked.told}" if asked.told and tools else asked.told
+    return Ask(request, tuple(tools), told, own["model"], _known(arguments))
 
 
 def _asked(response_format: Any, grammar: Any, call: str) -> Asked:

@@ -332,6 +332,7 @@ class TestFormats:
         assert request.call == "auto"
         assert request.grammar == JsonSchema(json.dumps(SCHEMA))
         assert len(conversation.tools) == 1
+        assert conversation.messages[0].text.startswith("If you call no tool: " + TOLD)
 
     def test_answer_that_validation_refuses(self, engine: ScriptedEnsemble) -> None:
         class Even(BaseModel):
