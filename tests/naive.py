@@ -76,8 +76,11 @@ def naive_decode(
         if not values and _may_end(grammar, out.answer):
             values = {END: 1.0}
         values = values or _together(built, distributions, rows[0])
-        if opening is not None and _is_text(out.answer):
-            p = _p_open(built.voices[0], prompts[0], main_ids, opening, step)
+        if opening is not None and _is_text(out.answer) and not (grammar and step):
+            legal = None
+            if grammar is not None:
+                legal = _legal(grammar, built.voices[0], out.answer, first, False)
+            p = _p_open(built.voices[0], prompts[0], main_ids, opening, step, legal)
             values = {key: value * (1 - p) for key, value in values.items()} | {OPEN: p}
         key = _first_maximum(values)
         out.keys.append(key)
@@ -216,8 +219,19 @@ def _together(built: Any, distributions: list[Any], weights: torch.Tensor) -> di
     return {key: p / total for key, p in values.items()}
 
 
-def _p_open(main: Any, prompt: MemberPrompt, ids: list[int], opening: Opening, step: int) -> float:
-    """Main's probability of opening a call here, from its bare logits."""
+def _p_open(
+    main: Any,
+    prompt: MemberPrompt,
+    ids: list[int],
+    opening: Opening,
+    step: int,
+    legal: torch.Tensor | None = None,
+) -> float:
+    """Main's probability of opening a call here, from its bare logits.
+
+    Under a grammar an id that opens stands beside what is ``legal``; a text is its path's
+    probability among all that main may write.
+    """
     if opening.literal:
         if step:
             return 0.0
@@ -227,12 +241,14 @@ def _p_open(main: Any, prompt: MemberPrompt, ids: list[int], opening: Opening, s
             p *= probs[token]
             said += main.vocabulary.token_bytes[token]
         return p
-    probs = _main_probs(main, prompt, ids, b"", opening.ids)
+    probs = _main_probs(main, prompt, ids, b"", opening.ids, legal)
     return sum(probs[token] for token in opening.ids)
 
 
-def _main_probs(main: Any, prompt: MemberPrompt, ids: Any, said: bytes, more: Any) -> list[float]:
-    """Softmax over main's text ids, end ids and some more."""
+def _main_probs(
+    main: Any, prompt: MemberPrompt, ids: Any, said: bytes, more: Any, legal: Any = None
+) -> list[float]:
+    """Softmax over main's text ids (those that are legal), end ids and some more."""
     session = main.member.session()
     logits = session.prefill([MemberPrompt((*prompt.ids, *ids))])[0].double()
     session.close()
@@ -244,7 +260,9 @@ def _main_probs(main: Any, prompt: MemberPrompt, ids: Any, said: bytes, more: An
         role is None and bool(data) and state_after(data, start) != REJECT
         for data, role in zip(table, roles, strict=True)
     ]
-    good = torch.tensor([said or n in ends or n in more for n, said in enumerate(text)])
+    good = torch.tensor([is_text or n in ends for n, is_text in enumerate(text)])
+    good = good if legal is None else good & legal
+    good[list(more)] = True
     probs = torch.softmax(logits.masked_fill(~good, -torch.inf), -1)
     return [float(p) for p in probs]
 

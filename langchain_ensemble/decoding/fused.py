@@ -76,7 +76,10 @@ def choose_fused(
     chosen = []
     for b, (chosen_key, value, count, nothing, *each) in enumerate(packed):
         if nothing and legal is not None and not legal.may_end[b]:
-            chosen.append(_without_fusion(task, rows[b], b, caches, ids, distributions, weights))
+            own = None if odds is None else odds.row(b)
+            chosen.append(
+                _without_fusion(task, rows[b], b, caches, ids, distributions, weights, own)
+            )
         elif chosen_key == OPEN and task.opening is not None:
             generator = None if caches.generators is None else caches.generators[b]
             chosen.append(opened(task, task.opening, value, caches.logits[0][b], generator))
@@ -131,13 +134,17 @@ def _without_fusion(
     ids: Sequence[Sequence[int]],
     distributions: Sequence[MemberDistribution],
     weights: Tensor,
+    odds: Odds | None,
 ) -> Chosen:
     """A row in which the fusion has nothing legal left: the voices' mean over all keys decides."""
     together = said_together(distributions, weights, task.voices, b)
-    if bool((together.logprobs == -torch.inf).all()):
+    if odds is None and bool((together.logprobs == -torch.inf).all()):
         return stuck(row, task.voices, task.warn)
     generators = None if caches.generators is None else [caches.generators[b]]
-    key, logprob = _pick(task, together, ids[b : b + 1], generators)
+    key, logprob = _pick(task, together, ids[b : b + 1], generators, odds)
+    if task.opening is not None and int(key) == OPEN:
+        generator = None if generators is None else generators[0]
+        return opened(task, task.opening, float(logprob), caches.logits[0][b], generator)
     here = slice(b, b + 1)
     alone = [replace(d, logprobs=d.logprobs[here], end=d.end[here]) for d in distributions]
     said = [float(say(v, d, key)) for v, d in zip(task.voices, alone, strict=True)]

@@ -38,6 +38,10 @@ class Odds:
     opens: Tensor
     goes_on: Tensor
 
+    def row(self, b: int) -> Odds:
+        """One row's odds."""
+        return Odds(self.opens[b : b + 1], self.goes_on[b : b + 1])
+
 
 def fused_odds(
     task: Task, rows: Sequence[Row], caches: Caches, legal: Tensor | None = None

@@ -17,7 +17,7 @@ from langchain_ensemble.members.base import MemberPrompt
 from langchain_ensemble.members.session import HFSession
 from langchain_ensemble.params import EnsembleParams, RequestParams
 from tests.naive import OPEN, _p_open, naive_decode
-from tests.unit_tests.decoding.automata import SENTENCES, admit
+from tests.unit_tests.decoding.automata import RECORD, admit, compile_for, finite
 
 FUSIONS = ["average", "deepen", "gac", "unite"]
 PROMPT = "Once upon a time, there was a little"
@@ -325,28 +325,77 @@ def test_a_literal_without_room_is_never_opened(shared: Path) -> None:
             assert decoding.answers()[0][0].text == plain.text
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("main", PAIR)
+@pytest.mark.parametrize("value", [0.0, 8.0, 30.0])
+def test_in_the_place_of_a_grammars_text(
+    shared: Path, bias: dict[tuple[str, int], float], fusion: str, main: str, value: float
+) -> None:
+    """Before the first key main chooses between a call and what the grammar allows."""
+    opening = Opening(ids=(OPENER,))
+    with models(shared, *PAIR, fusion=fusion, main=main) as owner:
+        grammar = compile_for(owner._ready().voices, RECORD)[0]
+        bias[main, OPENER] = value
+        naive = naive_decode(owner, PROMPT, 10, [0.5, 0.5], True, grammar, opening)
+        request = RequestParams(max_tokens=10)
+        with admit(owner, [PROMPT], request, RECORD, opening=opening) as decoding:
+            answer = decoding.answers()[0][0]
+    assert answer.text.encode() == naive.answer
+    assert [t.logprob for t in answer.tokens] == pytest.approx(naive.logprobs, abs=1e-3)
+    assert (answer.finish.opened is not None) == (naive.keys == [OPEN])
+    if value == 30.0:
+        assert answer.finish.opened == (OPENER,)
+
+
+@pytest.mark.parametrize("text", [" girl", "{"])
+def test_a_literal_in_the_place_of_a_grammars_text(shared: Path, text: str) -> None:
+    with models(shared, *PAIR, fusion="average") as owner:
+        grammar, opening = compile_for(owner._ready().voices, RECORD)[0], literal(owner, text)
+        naive = naive_decode(owner, PROMPT, 10, [0.5, 0.5], True, grammar, opening)
+        request = RequestParams(max_tokens=10)
+        with admit(owner, [PROMPT], request, RECORD, opening=opening) as decoding:
+            answer = decoding.answers()[0][0]
+    assert answer.text.encode() == naive.answer
+    assert [t.logprob for t in answer.tokens] == pytest.approx(naive.logprobs, abs=1e-3)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("value", [-30.0, 30.0])
+def test_a_main_that_can_spell_nothing_else_opens(
+    shared: Path, bias: dict[tuple[str, int], float], fusion: str, value: float
+) -> None:
+    """p_open is 1 where main's only way on is a call, whatever its logit."""
+    with models(shared, "babyllama-105", "stories260K", fusion=fusion) as owner:
+        bias["babyllama-105", OPENER] = value
+        request = RequestParams(max_tokens=10)
+        opening = Opening(ids=(OPENER,))
+        with admit(owner, [PROMPT], request, finite("{}"), opening=opening) as decoding:
+            answer = decoding.answers()[0][0]
+    assert answer.finish.opened == (OPENER,)
+    assert answer.tokens[0].logprob == pytest.approx(0.0, abs=1e-5)
+
+
+def test_one_voice_in_the_place_of_a_grammars_text(
+    shared: Path, bias: dict[tuple[str, int], float]
+) -> None:
+    opening, request = Opening(ids=(OPENER,)), RequestParams(max_tokens=40)
+    with models(shared, "stories260K") as owner:
+        for value, opens in ((-30.0, False), (60.0, True)):
+            bias["stories260K", OPENER] = value
+            with admit(owner, [PROMPT], request, RECORD, opening=opening) as decoding:
+                answer = decoding.answers()[0][0]
+            assert (answer.finish.opened is not None) == opens
+            assert RECORD.run(answer.text.encode()) is not None
+        bias["stories260K", OPENER] = -30.0
+        with admit(owner, [PROMPT], request, RECORD, opening=opening) as decoding:
+            decoding.step()
+            bias["stories260K", OPENER] = 60.0  # too late
+            while not decoding.done:
+                decoding.step()
+            assert decoding.rows[0].finish.opened is None
+
+
 def test_contradictions_are_refused() -> None:
     for wrong in ({}, {"ids": (1,), "literal": (2,)}):
         with pytest.raises(ConfigError, match="give one of them"):
             Opening(**wrong)
-
-
-@pytest.mark.parametrize("names", [PAIR, PAIR[:1]])
-@pytest.mark.parametrize("wants", [0.0, 60.0])
-def test_under_a_grammar_a_call_opens_before_the_first_key_only(
-    shared: Path, bias: dict[tuple[str, int], float], names: tuple[str, ...], wants: float
-) -> None:
-    request = RequestParams(max_tokens=40)
-    with models(shared, *names, fusion="average") as owner:
-        with admit(owner, [PROMPT], request, SENTENCES) as decoding:
-            plain = decoding.answers()[0][0]
-        bias[names[0], OPENER] = wants
-        opening = Opening(ids=(OPENER,))
-        with admit(owner, [PROMPT], request, SENTENCES, opening=opening) as decoding:
-            decoding.step()
-            bias[names[0], OPENER] = 60.0  # too late
-            while not decoding.done:
-                decoding.step()
-            finish = decoding.usage()[0].steps
-        assert (finish == 1) == (wants > 0)
-        assert finish == (1 if wants else plain.usage.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,21 @@ def two(shared: Path, fusion: str, main: str) -> Ensemble:
 EXTRAS = {
     "free": {},
     "grammar": {"automaton": SENTENCES},
-    "characters": {"automaton": FOREIGN},
     "opening": {"opening": Opening(ids=(1,))},
+    "characters": {"automaton": FOREIGN},
     "literal": {"opening": Opening(literal=(500, 501))},
 }
 
 
-@pytest.mark.parametrize("fusion", ["average", "deepen", "gac", "unite"])
+CASES = [
+    *product(("average", "deepen", "gac", "unite"), ("free", "grammar", "opening")),
+    *product(("average",), ("characters", "literal")),
+]
+
+
+@pytest.mark.parametrize(("fusion", "extra"), CASES)
 @pytest.mark.parametrize("main", ["stories260K", "babyllama-361"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.filterwarnings("ignore:.*inside an unfinished grammar")
 def test_taken_back_steps_leave_no_trace(
     shared: Path, fusion: str, main: str, temperature: float, extra: str
