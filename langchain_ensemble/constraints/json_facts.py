@@ -38,6 +38,7 @@ class Facts:
         most_items: Items at most, None: any number.
         unique: No item twice.
         properties: Schemas of named properties, in their order.
+        declares: Whether properties are declared at all, and be it none.
         required: Properties that must be there.
         extra: Schema of all other properties, None: not said.
         by_pattern: Schemas of the properties whose names match an expression.
@@ -60,6 +61,7 @@ class Facts:
     most_items: int | None = None
     unique: bool = False
     properties: tuple[tuple[str, Schema], ...] = ()
+    declares: bool = False
     required: tuple[str, ...] = ()
     extra: Schema | None = None
     by_pattern: tuple[tuple[str, Schema], ...] = ()
@@ -74,7 +76,7 @@ _OF_TYPE = {
     "string": ("least_length", "most_length", "patterns", "formats"),
     "array": ("prefix", "items", "least_items", "most_items", "unique"),
     "object": (
-        *("properties", "required", "extra", "by_pattern", "names"),
+        *("properties", "declares", "required", "extra", "by_pattern", "names"),
         *("least_properties", "most_properties"),
     ),
 }
@@ -127,6 +129,7 @@ def both(a: Facts, b: Facts) -> Facts | None:
         most_items=_least(a.most_items, b.most_items),
         unique=a.unique or b.unique,
         properties=_properties(a, b),
+        declares=a.declares or b.declares,
         required=_union(a.required, b.required),
         extra=all_of(a.extra, b.extra),
         by_pattern=(*_patterns(a, b), *_patterns(b, a)),

@@ -89,8 +89,7 @@ class Objects:
 
     def _further(self, facts: Facts, where: str) -> Node:
         """Any one property that is not declared."""
-        open_to_all = not (facts.properties or facts.by_pattern)
-        extra: Schema = open_to_all if facts.extra is None else facts.extra
+        extra: Schema = not facts.declares if facts.extra is None else facts.extra
         names = [self._name(schema, f"{where}/propertyNames") for schema in facts.names]
         taken = [name for name, _ in facts.properties] + list(facts.required)
         if len(facts.by_pattern) > _MOST_PATTERNS:

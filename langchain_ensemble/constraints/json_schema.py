@@ -22,8 +22,9 @@ become warnings, see :func:`compile_all`. Nothing is dropped in silence.
 
 **Narrower than JSON schema**, so that answers end and mean what was meant:
 
-- An object that declares properties has no others unless ``additionalProperties`` says so. One
-  that declares none may hold anything: ``{"type": "object"}`` is JSON mode.
+- An object that declares properties has no others unless ``additionalProperties`` says so; with
+  ``"properties": {}`` it is empty. Without ``properties`` it may hold anything:
+  ``{"type": "object"}`` is JSON mode.
 - Properties come in the order in which they are declared; optional ones may be left out.
 - After ``prefixItems`` alone nothing follows.
 - A schema without ``type`` that limits strings (numbers, arrays, objects) allows only these.

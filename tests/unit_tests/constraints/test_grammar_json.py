@@ -168,6 +168,7 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         ["{}", '{"a": {"b": [1, {}, "é"]}, "": null}'],
         ["[]", "1", '{"a": }'],
     ),
+    "no properties": ({"type": "object", "properties": {}}, ["{}"], ['{"a": 1}']),
     "map": (
         {"type": "object", "additionalProperties": {"type": "boolean"}},
         ["{}", '{"x": true, "y": false}'],
@@ -302,7 +303,7 @@ def test_the_examples_are_right(name):
         narrower = name in (
             *("properties", "all optional", "prefixItems", "discriminator", "no type", "integer"),
             *("number bounds", "further names", "patternProperties", "items", "unicode keys"),
-            *("string", "multipleOf a cent"),
+            *("string", "multipleOf a cent", "no properties"),
         )
         assert canonical != text or narrower, text
 
