@@ -33,7 +33,7 @@ class Stopwatch:
                 self._total += time.perf_counter() - started
             return
         with torch.cuda.device(self._device):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin, end = _event(), _event()
             begin.record()
             try:
                 yield
@@ -49,3 +49,8 @@ class Stopwatch:
             self._total += begin.elapsed_time(end) / 1000
         self._events = []
         return self._total
+
+
+def _event() -> torch.cuda.Event:
+    made: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return made
