@@ -29,7 +29,11 @@ SURE = 300.0
 
 
 class Plain(str):
-    """A whole answer in which nothing is a control token, whatever it looks like."""
+    """A reply in which nothing is a control token, whatever it looks like."""
+
+
+class Whole(Plain):
+    """Such a reply, and the end after it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Actor:
         text = tokenizer.decode(list(prompt.ids), clean_up_tokenization_spaces=False)
         said = self._asks(text)
         if isinstance(said, Plain):
-            ids: Sequence[int] = [*Vocabulary(tokenizer).encode(said).ids, tokenizer.eos_token_id]
+            end = [tokenizer.eos_token_id] if isinstance(said, Whole) else []
+            ids: Sequence[int] = [*Vocabulary(tokenizer).encode(said).ids, *end]
         else:
             ids = tokenizer(said, add_special_tokens=False)["input_ids"] if said else ()
         return _Plan(len(prompt.ids), tuple(ids))

@@ -264,7 +264,7 @@ class TestEchoes:
         tools = openai_tools(conversation("x")[1])
         echo = f"You said: {text} That is all I know."
         asked = chat.model_copy(update={"main": main})
-        stage.play(**{main: lambda _: actor.Plain(echo)})
+        stage.play(**{main: lambda _: actor.Whole(echo)})
         whole = asked.bind_tools(tools).invoke(f"Repeat: {text}")
         assert whole.tool_calls == whole.invalid_tool_calls == []
         assert whole.text == echo
@@ -272,7 +272,7 @@ class TestEchoes:
     def test_streams_and_events_too(self, chat: ChatEnsemble, stage: actor.Stage) -> None:
         tools = openai_tools(conversation("x")[1])
         for text in (CALLS[2], CALLS[4]):
-            stage.play(qwen=lambda _, text=text: actor.Plain(text))
+            stage.play(qwen=lambda _, text=text: actor.Whole(text))
             chunks = list(chat.bind_tools(tools).stream(f"Repeat: {text}"))
             assert not any(chunk.tool_call_chunks for chunk in chunks)
             assert "".join(chunk.text for chunk in chunks) == text
@@ -282,7 +282,7 @@ class TestEchoes:
     ) -> None:
         tools = openai_tools(conversation("x")[1])
         for text in CALLS[2:14:2]:
-            stage.play(qwen=lambda _, text=text: actor.Plain(f"So: {text} and so on"))
+            stage.play(qwen=lambda _, text=text: actor.Whole(f"So: {text} and so on"))
             message = chat.bind_tools(tools).invoke("Repeat", tools_by="fused", max_tokens=120)
             assert message.tool_calls == message.invalid_tool_calls == [], text
 
@@ -303,7 +303,7 @@ class TestEchoes:
             "required": ["text"],
         }
         for text in (TURNS[0], CALLS[0], CALLS[2]):
-            said = actor.Plain(json.dumps({"text": text}))
+            said = actor.Whole(json.dumps({"text": text}))
             stage.play(qwen=lambda _, said=said: said)
             for given in ({}, {"tools": openai_tools(conversation("x")[1]), "tools_by": "fused"}):
                 held = chat.bind(response_format=schema, **given)
