@@ -116,7 +116,7 @@ def show_rag(chat: ChatEnsemble, stage: Stage) -> None:
         "A few country profiles in an in-memory vector store. Embeddings are hashed words, a toy "
         "that needs no download. Free generation; no grammar.",
     )
-    question = "When was the blue bridge built?"
+    question = "When was Lurin Bridge built?"
     found = scenes.retriever()
     stage.ask(question)
     stage.line("found", ", ".join(str(document.id) for document in found.invoke(question)))

@@ -45,11 +45,11 @@ FACTS = {
 """Country → field → value."""
 
 MORE = {
-    "Iceland": "The best friend of the farmer Gunnar is a grey horse.",
-    "Kenya": "The code of the Nairobi station is NBO-17.",
-    "Nepal": "The guide Pemba lives in Namche.",
-    "Peru": "The blue bridge was built in 1934.",
-    "Vietnam": "The boat of Linh costs 700 coins.",
+    "Iceland": "Gunnar works as a driver.",
+    "Kenya": "Tavoka Tower costs 512 coins.",
+    "Nepal": "Pemba lives in Namche.",
+    "Peru": "Lurin Bridge was built in 1934.",
+    "Vietnam": "Linh is 27 years old.",
 }
 """What no member can know: made up, so that an answer shows that the profile was read."""
 

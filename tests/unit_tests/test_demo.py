@@ -116,11 +116,11 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, code, named, caps
 # --- retrieval --------------------------------------------------------------------------------
 
 ASKED = {
-    "When was the blue bridge built?": "Peru",
+    "When was Lurin Bridge built?": "Peru",
     "Where does Pemba live?": "Nepal",
-    "What does the boat of Linh cost?": "Vietnam",
-    "What is the code of the Nairobi station?": "Kenya",
-    "Who is the best friend of Gunnar?": "Iceland",
+    "How old is Linh?": "Vietnam",
+    "What does Tavoka Tower cost?": "Kenya",
+    "What is the job of Gunnar?": "Iceland",
 }
 
 
