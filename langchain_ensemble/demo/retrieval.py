@@ -1,6 +1,7 @@
 """Embeddings for the demo: hashed words, so that nothing is downloaded. A toy, as the members are.
 
-Words that stand in many texts say little; without a collection to count in, short words count less.
+Words that stand in many texts say little; without a collection to count in, short words count less
+and the shortest not at all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ WIDTH = 512
 
 
 class HashedWords(Embeddings):
-    """A text is the bag of its words, each hashed to a place of the vector. Knows no synonyms."""
+    """A text is the set of its words, each hashed to a place of the vector. Knows no synonyms."""
 
     def embed_query(self, text: str) -> list[float]:
         """Embed one text.
@@ -24,11 +25,11 @@ class HashedWords(Embeddings):
             text: Any text.
 
         Returns:
-            A vector of length 1, or of zeros where there is no word.
+            A vector of length 1, or of zeros where there is no word of three letters.
         """
         vector = [0.0] * WIDTH
-        for word in re.findall(r"\w+", text.lower()):
-            vector[_place(word)] += len(word) ** 2
+        for word in set(re.findall(r"\w{3,}", text.lower())):
+            vector[_place(word)] += len(word)
         length = sum(x * x for x in vector) ** 0.5
         return [x / length for x in vector] if length else vector
 

@@ -132,7 +132,7 @@ def test_the_retriever_finds_the_profile_that_knows(question):
 
 
 def test_embeddings_are_the_same_in_every_process():
-    code = "from langchain_ensemble.demo.retrieval import *; print(HashedWords().embed_query('a'))"
+    code = "from langchain_ensemble.demo.retrieval import *; print(HashedWords().embed_query('the blue bridge'))"
     found = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -143,7 +143,7 @@ def test_embeddings_are_the_same_in_every_process():
         ).stdout.decode()
         for seed in "12"
     }
-    assert found == {f"{HashedWords().embed_query('a')}\n"}
+    assert found == {f"{HashedWords().embed_query('the blue bridge')}\n"}
 
 
 def test_embeddings_have_length_one_or_nothing_to_say():
