@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Annotated, Any, Literal
@@ -682,6 +683,29 @@ def flag(on: bool) -> str:
 def day(of: Literal["mon", "tue"]) -> str:
     """Name a day."""
     return of
+
+
+class TestGrammars:
+    @pytest.mark.parametrize(
+        ("grammar", "form"),
+        [
+            ({"regex": "[0-9]{1,3} (cats|dogs)"}, r"[0-9]{1,3} (cats|dogs)"),
+            ({"lark": 'start: "yes " | "no " WHY\nWHY: /[a-z]{2,5}/'}, r"yes |no [a-z]{2,5}"),
+            ({"ebnf": 'root ::= "a" [0-9] | "b"'}, r"a[0-9]|b"),
+            ({"json_schema": {"enum": ["red", "green"]}}, r'"red"|"green"'),
+        ],
+        ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",
+    )
+    @pytest.mark.parametrize("temperature", [0.0, 2.0])
+    def test_of_the_callers_own_hold_the_text(
+        self, chat: ChatEnsemble, say: Any, grammar: Any, form: str, temperature: float
+    ) -> None:
+        say("Anything else.", "Anything else.")
+        asked = {"grammar": grammar, "temperature": temperature, "seed": 5}
+        whole = chat.invoke("Hi", **asked)
+        assert re.fullmatch(form, whole.text)
+        assert whole.response_metadata["finish_reason"] == "stop"
+        assert "".join(c.text for c in chat.stream("Hi", **asked)) == whole.text
 
 
 class TestLegacyReAct:
