@@ -132,7 +132,10 @@ def test_the_retriever_finds_the_profile_that_knows(question):
 
 
 def test_embeddings_are_the_same_in_every_process():
-    code = "from langchain_ensemble.demo.retrieval import *; print(HashedWords().embed_query('the blue bridge'))"
+    code = (
+        "from langchain_ensemble.demo.retrieval import HashedWords; "
+        "print(HashedWords().embed_query('the blue bridge'))"
+    )
     found = {
         subprocess.run(
             [sys.executable, "-c", code],
