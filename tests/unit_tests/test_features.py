@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
-LINK = re.compile(r'\[[^\]]+\]\(\.\./([\w/.]+) "([\w.]+)"\)')
+LINK = re.compile(r"\[[^\]]+\]\(\.\./([\w/.]+)#([\w.]+)\)")
 
 
 @lru_cache
