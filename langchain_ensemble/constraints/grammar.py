@@ -26,6 +26,8 @@ class Literal:
 class JsonSchema:
     """JSON that a schema allows, spaced as ``json.dumps`` does it (``{"a": 1, "b": [2, 3]}``).
 
+    What is enforced: :mod:`~langchain_ensemble.constraints.json_schema`.
+
     Attributes:
         schema: The JSON schema as JSON text.
     """
@@ -35,7 +37,7 @@ class JsonSchema:
 
 @dataclass(frozen=True)
 class Regex:
-    """A regular expression over the whole text."""
+    """A regular expression over the whole text; see :mod:`~langchain_ensemble.constraints.regex`."""
 
     pattern: str
 
@@ -49,7 +51,11 @@ class Ebnf:
 
 @dataclass(frozen=True)
 class Lark:
-    """A Lark grammar; its rule ``start`` is the start."""
+    """A Lark grammar in llguidance's dialect; its rule ``start`` is the start.
+
+    Its terminals are greedy, one by one: what is joined after it must not begin with something
+    that its last terminal could go on with.
+    """
 
     source: str
 

@@ -2,7 +2,8 @@
 
 llguidance reads terminals greedily, one at a time, so a terminal must not be able to go on where
 the next one starts. Everything between two references therefore becomes one terminal; what is
-left to rules (objects with optional members, recursion) has a comma or a bracket at every seam.
+left to rules (objects with optional members, recursion) has a comma or a bracket at every seam
+inside. A recursive schema whose value may be a bare number must not be joined with digits.
 """
 
 from __future__ import annotations
