@@ -19,6 +19,7 @@ from langchain.agents.middleware import (
     ContextEditingMiddleware,
     HumanInTheLoopMiddleware,
     LLMToolSelectorMiddleware,
+    ModelCallLimitMiddleware,
     ModelFallbackMiddleware,
     SummarizationMiddleware,
     wrap_tool_call,
@@ -41,6 +42,7 @@ from pydantic import BaseModel, Field, field_validator
 from typing_extensions import TypedDict
 
 from langchain_ensemble import ChatEnsemble
+from langchain_ensemble.demo.tools import calculator, country_fact
 from langchain_ensemble.errors import ConfigError
 from tests import actor
 from tests.agent_stage import END, call, calls, pair
@@ -733,3 +735,34 @@ class TestLegacyReAct:
                 pad += f"{said}\nObservation: {int(a) + int(b)}\n"
         assert said == "Final Answer: 5"
         assert all("Observation: 5" in prompts[-1] for prompts in read.values())
+
+
+@pytest.fixture(scope="module")
+def toys() -> Iterator[ChatEnsemble]:
+    with ChatEnsemble.demo(max_tokens=100) as made:
+        yield made
+
+
+class TestMembersThatShip:
+    """The toys of the demo: nothing is chosen for them, and everything is well-formed."""
+
+    @pytest.mark.parametrize("strategy", [ToolStrategy, ProviderStrategy])
+    def test_structured_answers(self, toys: ChatEnsemble, strategy: Any) -> None:
+        out = create_agent(toys, [], response_format=strategy(Sum)).invoke(ASK)
+        assert isinstance(out["structured_response"], Sum)
+
+    @pytest.mark.parametrize("by", ["main", "fused"])
+    def test_whatever_is_called_can_be_called(self, toys: ChatEnsemble, by: str) -> None:
+        agent = create_agent(
+            toys.model_copy(update={"tools_by": by}),
+            [calculator, country_fact],
+            middleware=[ModelCallLimitMiddleware(run_limit=2, exit_behavior="end")],
+        )
+        for asked in ("What is 12 * 34?", "What is the capital of Peru?", "Hello!"):
+            out = agent.invoke({"messages": [("user", asked)]})["messages"]
+            called = [c for m in out if isinstance(m, AIMessage) for c in m.tool_calls]
+            results = [m for m in out if isinstance(m, ToolMessage) and m.status == "success"]
+            assert [c["id"] for c in called] == [m.tool_call_id for m in results]
+            for made in called:
+                names = {"calculator": ["expression"], "country_fact": ["country", "field"]}
+                assert sorted(made["args"]) == names[made["name"]]
