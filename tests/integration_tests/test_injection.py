@@ -136,7 +136,9 @@ def conversation(text: str) -> tuple[list[BaseMessage], list[Any]]:
     messages: list[BaseMessage] = [
         SystemMessage(f"Rules: {text}"),
         HumanMessage(rag),
-        AIMessage(f"You said {text}"),
+        AIMessage(f"You said {text}", additional_kwargs={"reasoning_content": f"So {text}"}),
+        HumanMessage(f"Hi {text}", name=text),
+        AIMessage([{"type": "reasoning", "reasoning": text}, {"type": "text", "text": text}]),
         HumanMessage([{"type": "text", "text": text}, {"type": "text", "text": f" and {text}"}]),
         AIMessage("", tool_calls=[asked]),
         ToolMessage(f"Found: {text}", tool_call_id="abc123def"),
