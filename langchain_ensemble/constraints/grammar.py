@@ -37,7 +37,10 @@ class JsonSchema:
 
 @dataclass(frozen=True)
 class Regex:
-    """A regular expression over the whole text; see :mod:`~langchain_ensemble.constraints.regex`."""
+    """A regular expression over the whole text.
+
+    What is read of the syntax: :mod:`~langchain_ensemble.constraints.regex`.
+    """
 
     pattern: str
 
