@@ -53,6 +53,11 @@ class TurnTasks:
         """How many answers are wanted."""
         return self._task.request.n
 
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the request may take."""
+        return self._task.request.timeout
+
     def thinkers(self) -> list[int]:
         """Places of the voices that think before they answer.
 

@@ -71,7 +71,11 @@ class Turn:
                 pieces = next(self._flow, [])
             except DeadlineError as error:
                 self._end()
-                raise DeadlineError(str(error), list(self._texts)) from error
+                told = (  # the error of a phase knows what was left of the time
+                    f"timeout of {self._tasks.timeout} s passed; raise timeout= or lower "
+                    "max_tokens= (the partial text is in .partial)"
+                )
+                raise DeadlineError(told, list(self._texts)) from error
             except BaseException:
                 self._end()
                 raise

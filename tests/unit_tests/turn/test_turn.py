@@ -286,7 +286,7 @@ def test_a_deadline_carries_the_text_so_far(pair):
     engine = ensemble(pair)
     engine.load()
     turn = engine.open_chat(HELLO, RequestParams(max_tokens=4000, timeout=0.2), ChatRequest())
-    with pytest.raises(DeadlineError) as caught:
+    with pytest.raises(DeadlineError, match=r"timeout of 0\.2 s passed") as caught:
         run(turn)
     assert len(caught.value.partial) == 1
 
