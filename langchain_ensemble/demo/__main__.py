@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("questions", nargs="*", help="your own questions in place of the tour")
     parser.add_argument("--hub", action="store_true", help="two small models of the Hub")
     parser.add_argument("--device", help='"cpu", "auto", "cuda:0" …; default: cpu, --hub auto')
-    parser.add_argument("--fusion", default="unite", help='"unite" (default), "deepen", …')
+    parser.add_argument("--fusion", default="deepen", help='"deepen" (default), "unite", …')
     given = parser.parse_args(arguments)
     stage = Stage(Console(highlight=False))
     try:
@@ -106,7 +106,6 @@ def show_chain(chat: ChatEnsemble, stage: Stage) -> None:
     stage.ask("What is the capital of Japan?")
     for name, who in everybody(chat).items():
         stage.show(name, scenes.chain(who).stream({"country": "Japan"}))
-    ask(chat, stage, "Tell me a story about a fox.")
 
 
 def show_rag(chat: ChatEnsemble, stage: Stage) -> None:
@@ -116,13 +115,13 @@ def show_rag(chat: ChatEnsemble, stage: Stage) -> None:
         "A few country profiles in an in-memory vector store. Embeddings are hashed words, a toy "
         "that needs no download. Free generation; no grammar.",
     )
-    question = "When was Lurin Bridge built?"
     found = scenes.retriever()
-    stage.ask(question)
-    stage.line("found", ", ".join(str(document.id) for document in found.invoke(question)))
-    for name, who in everybody(chat).items():
-        stage.show(name, scenes.rag(who, found).stream(question))
-    stage.note("Without the profiles:")
+    for question in ("When was Lurin Bridge built?", "How old is Linh?"):
+        stage.ask(question)
+        stage.line("found", ", ".join(str(document.id) for document in found.invoke(question)))
+        for name, who in everybody(chat).items():
+            stage.show(name, scenes.rag(who, found).stream(question))
+    stage.note("The last sentence of each profile is made up. Without the profiles:")
     stage.show("together", (chunk.text for chunk in chat.stream(question)))
 
 
@@ -155,14 +154,15 @@ def play(stage: Stage, name: str, agent: Any, question: str) -> None:
 def show_structured(chat: ChatEnsemble, stage: Stage) -> None:
     """Structured output into a Pydantic class."""
     stage.title(
-        "4. Structured output: chat.with_structured_output(Card)",
+        "4. Structured output: chat.with_structured_output(Note)",
         "The grammar of the JSON schema holds for every token, so the form is right whoever "
         "speaks; what stands in it is free.",
     )
-    stage.ask("Tell me about Italy")
+    text = "name is Bova, city is Namche, year is 1934"
+    stage.ask(text)
     for name, who in everybody(chat).items():
         try:
-            said = repr(scenes.structured(who).invoke({"country": "Italy"}))
+            said = repr(scenes.structured(who).invoke({"text": text}))
         except UnfinishedError as error:
             said = f"nothing: {error}"
         stage.line(name, said)

@@ -33,12 +33,12 @@ AGENT_STEPS = 8
 """Of an agent at most: a toy that cannot read a result would call for ever."""
 
 
-class Card(BaseModel):
-    """What is to be known of a country."""
+class Note(BaseModel):
+    """What is told of somebody."""
 
-    country: str
-    capital: str
-    region: str
+    name: str
+    city: str
+    year: int
 
 
 def chain(chat: ChatEnsemble) -> Runnable[Any, str]:
@@ -124,13 +124,13 @@ def _done(messages: Iterable[BaseMessage]) -> Iterator[tuple[str, str]]:
             yield "result", str(message.text)
 
 
-def structured(chat: ChatEnsemble) -> Runnable[Any, Card]:
-    """A country in, a :class:`Card` out.
+def structured(chat: ChatEnsemble) -> Runnable[Any, Note]:
+    """A text in, a :class:`Note` out.
 
     Args:
         chat: Who answers.
     """
     prompt = ChatPromptTemplate.from_template(
-        "Tell me about {country}\nAnswer as JSON with keys country, capital, region."
+        "Extract: {text}\nAnswer as JSON with keys name, city, year."
     )
-    return prompt | chat.with_structured_output(Card)
+    return prompt | chat.with_structured_output(Note)

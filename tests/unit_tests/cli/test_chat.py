@@ -17,12 +17,12 @@ from langchain_ensemble.cli.chat import TOYS
 from langchain_ensemble.cli.thoughts import Thoughts
 
 ASKED = ("What is the capital of Japan?", "And where is it?")
-SHORT = ("--max-tokens", "24", "--fusion", "unite")
+SHORT = ("--max-tokens", "24")
 
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[ChatEnsemble]:
-    with ChatEnsemble.demo(fusion="unite", max_tokens=24) as llm:
+    with ChatEnsemble.demo(max_tokens=24) as llm:
         yield llm
 
 
@@ -204,7 +204,7 @@ def test_a_terminal_sees_answers_ends_and_errors_and_goes_on(terminal, llm):
 
 
 def test_an_interrupt_stops_the_answer_and_not_the_program(terminal):
-    talk = terminal("--fusion", "unite", "--repetition-penalty", "1.3")
+    talk = terminal("--repetition-penalty", "1.3")
     talk.until(prompted)
     talk.type("Tell me a story about a dog.\n")
     talk.until(lambda seen: "\n" in seen and len(seen.split("\n")[-1]) > 20)  # after the echo
