@@ -5,9 +5,9 @@ data). Requests to a calculator, to a look-up of country facts and to tools that
 before, with two tools on offer that do not fit; drawn from a seed of their own with the generators
 that the demo members learned from. In half of them the answer begins with a sentence of text that
 the ensemble decodes in the same turn: there the logits of all members are raised for that sentence
-and main's for the opening of the call, since the demo members never learned to write both (in the
-other half nothing is raised, and whether to call is free). Prints a table and writes
-``benchmarks/results/tool_calls.json``.
+and main's for the opening of the call (of all members, where all write it), since the demo members
+never learned to write both. In the other half nothing is raised, and whether to call is free.
+Prints a table and writes ``benchmarks/results/tool_calls.json``.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Led:
 
     def stories(self, _: str) -> str | None:
         """What the other member says."""
-        return actor.Plain(f"{self.sentence}\n") if self.sentence else None
+        text = self.opening if self.opening.startswith("`") else ""  # a control token is main's
+        return actor.Plain(f"{self.sentence}\n{text}") if self.sentence else None
 
     @contextmanager
     def stage(self) -> Iterator[None]:
