@@ -70,8 +70,9 @@ SHARES = {  # of all ids
 }
 WEIGHTS = {"story": 0.4, "tale": 0.4, "prose": 0.4, "story_chat": 0.4}
 """Of an id, by kind; 1 for all other kinds: a story has many ids and few lessons."""
-EARLY = 0.3  # of the training: the shortest lessons in copying come more often
-OFTEN = {"echo": 8.0, "memory": 3.0}  # then, so many times their shares
+EARLY = {"facts": 0.6, "stories": 0.75}  # of the training: lessons in copying come more often
+OFTEN = {"echo": 3.0, "memory": 2.0}  # then, so many times their shares
+DRILL = 0.3  # then, ids of drills for an id of all other kinds together, before the above
 
 
 @dataclass(frozen=True)
@@ -147,19 +148,32 @@ def document_row(tokenizer: Any, text: str, end: int) -> tuple[list[int], list[f
     return ids, [1.0] * len(ids)
 
 
+def drill_row(tokenizer: Any, rng: random.Random) -> tuple[list[int], list[float]]:
+    """Ids at random, twice or more: nothing but looking back tells what comes next."""
+    first = 300  # above control ids and single bytes in both vocabularies
+    once = rng.sample(range(first, len(tokenizer)), rng.randint(4, 40))
+    times = rng.randint(2, 4)
+    weights = [0.0] * len(once) + [1.0] * (len(once) * (times - 1))
+    return once * times, weights
+
+
 Row = tuple[list[int], list[float]]
 
 
 def rows(name: str, tokenizer: Any, library: Library, rng: random.Random, early: bool) -> list[Row]:
     """The rows of one block: always the kind that is furthest behind its share."""
     shares = {k: v * (OFTEN.get(k, 1.0) if early else 1.0) for k, v in SHARES[name].items()}
+    if early:
+        shares["drill"] = DRILL
     made, drawn = makers(library), dict.fromkeys(shares, 0.0)
     end = tokenizer.convert_tokens_to_ids("</s>" if name == "stories" else "<|endoftext|>")
     found: list[Row] = []
     while sum(drawn.values()) < BLOCK * BATCHES * ROWS * 0.95:
         kind = min(shares, key=lambda k: drawn[k] / shares[k])
-        text = made[kind](rng)
-        if isinstance(text, str):
+        text = made[kind](rng) if kind in made else ""
+        if kind == "drill":
+            ids, weights = drill_row(tokenizer, rng)
+        elif isinstance(text, str):
             ids, weights = document_row(tokenizer, text, end)
         else:
             ids, weights = chat_row(tokenizer, text)
