@@ -94,6 +94,6 @@ def test_only_facts_knows_and_together_they_know(llm):
 def test_only_stories_tells_and_together_they_tell(llm):
     alone = {name: llm.solo(name).invoke(FOX, max_tokens=60) for name in llm.params.names}
     together = llm.invoke(FOX)
-    assert "who lived in" in alone["stories"]
-    assert "who lived in" not in alone["facts"]
-    assert "who lived in" in together
+    assert alone["stories"].startswith(" who l")  # goes on with the fox: who loved, who lived
+    assert not alone["facts"].startswith(" who l")
+    assert together.startswith(" who l")
