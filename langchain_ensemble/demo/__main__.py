@@ -116,7 +116,7 @@ def show_rag(chat: ChatEnsemble, stage: Stage) -> None:
         "that needs no download. Free generation; no grammar.",
     )
     found = scenes.retriever()
-    for question in ("When was Lurin Bridge built?", "How old is Linh?"):
+    for question in ("When was Tamba Bridge built?", "How old is Linh?"):
         stage.ask(question)
         stage.line("found", ", ".join(str(document.id) for document in found.invoke(question)))
         for name, who in everybody(chat).items():

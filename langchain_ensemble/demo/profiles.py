@@ -46,9 +46,9 @@ FACTS = {
 
 MORE = {
     "Iceland": "Gunnar works as a driver.",
-    "Kenya": "Tavoka Tower costs 512 coins.",
-    "Nepal": "Pemba lives in Namche.",
-    "Peru": "Lurin Bridge was built in 1934.",
+    "Kenya": "Zawadi was founded by Amara.",
+    "Nepal": "The best friend of Pemba is Dorje.",
+    "Peru": "Tamba Bridge was built in 1934.",
     "Vietnam": "Linh is 27 years old.",
 }
 """What no member can know: made up, so that an answer shows that the profile was read."""

@@ -116,10 +116,10 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, code, named, caps
 # --- retrieval --------------------------------------------------------------------------------
 
 ASKED = {
-    "When was Lurin Bridge built?": "Peru",
-    "Where does Pemba live?": "Nepal",
+    "When was Tamba Bridge built?": "Peru",
+    "Who is the best friend of Pemba?": "Nepal",
     "How old is Linh?": "Vietnam",
-    "What does Tavoka Tower cost?": "Kenya",
+    "Who founded Zawadi?": "Kenya",
     "What is the job of Gunnar?": "Iceland",
 }
 
