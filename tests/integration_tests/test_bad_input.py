@@ -65,11 +65,11 @@ class TestMembersThatCannotBeHad:
     def test_one_bad_member_frees_the_others(self, shared: Path, tmp_path: Path) -> None:
         from langchain_ensemble.members.registry import held
 
-        before = len(held())
+        before = set(held())
         members = {"good": folder(shared, "stories260K"), "gone": str(tmp_path / "nowhere")}
         with pytest.raises(MemberError, match="'gone'"):
             EnsembleLLM(members=members).invoke(PROMPT)
-        assert len(held()) == before
+        assert set(held()) <= before  # what other tests held may be freed meanwhile
 
 
 class TestWeights:

@@ -47,7 +47,7 @@ def picos(pico: Callable[..., Path], *kinds: str, **settings: Any) -> Ensemble:
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("boundaries", ["discount", "vote"])
 @pytest.mark.parametrize("main", PAIR)
-@pytest.mark.parametrize("prompt", [PROMPT, ""])
+@pytest.mark.parametrize("prompt", [PROMPT, pytest.param("", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["record", "sentences"])
 def test_the_loop_is_its_naive_twin(
     shared: Path, fusion: str, boundaries: str, main: str, prompt: str, name: str

@@ -64,7 +64,7 @@ def some_bias(owner: Ensemble, prompt: str, steps: int, share: float) -> float:
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("main", PAIR)
 @pytest.mark.parametrize("boundaries", ["discount", "vote"])
-@pytest.mark.parametrize("share", [0.2, 0.9])
+@pytest.mark.parametrize("share", [0.2, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_the_loop_is_its_naive_twin(
     shared: Path,
     bias: dict[tuple[str, int], float],
@@ -98,8 +98,11 @@ def test_the_loop_is_its_naive_twin(
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("main", PAIR)
-@pytest.mark.parametrize("text", [" girl named", " girl", "{", " gi"])
-@pytest.mark.parametrize("prompt", [PROMPT, ""])
+@pytest.mark.parametrize(
+    "text",
+    [" girl named", "{", *(pytest.param(t, marks=pytest.mark.slow) for t in (" girl", " gi"))],
+)
+@pytest.mark.parametrize("prompt", [PROMPT, pytest.param("", marks=pytest.mark.slow)])
 def test_the_literal_opening_is_its_naive_twin(
     shared: Path, fusion: str, main: str, text: str, prompt: str
 ) -> None:
