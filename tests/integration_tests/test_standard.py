@@ -64,7 +64,8 @@ class _Integration(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"members": members(), "max_tokens": 160}
+        # members this small repeat themselves inside a free string until the budget is spent
+        return {"members": members(), "max_tokens": 160, "repetition_penalty": 1.3}
 
     @property
     def supports_json_mode(self) -> bool:

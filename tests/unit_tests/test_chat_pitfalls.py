@@ -137,7 +137,7 @@ def test_p17_what_is_known_is_told_whole_and_streamed() -> None:
 
 
 def test_p17_several_answers_are_all_given() -> None:
-    chat = ChatEnsemble.demo(max_tokens=5, temperature=1.0, seed=3)
+    chat = ChatEnsemble.demo(max_tokens=5, temperature=3.0, seed=3)
     (answers,) = chat.generate([[*HELLO]], n=3).generations
     assert len(answers) == 3
     assert len(dict.fromkeys(answer.text for answer in answers)) > 1

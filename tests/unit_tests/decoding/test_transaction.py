@@ -32,14 +32,21 @@ EXTRAS = {
 
 
 CASES = [
-    *product(("average", "deepen", "gac", "unite"), ("free", "grammar", "opening")),
-    *product(("average",), ("characters", "literal")),
+    *product(("average", "deepen", "gac", "unite"), ("free",), (0.0, 1.0)),
+    *product(("average", "deepen", "gac", "unite"), ("grammar", "opening"), (1.0,)),
+    *product(("average",), ("characters", "literal"), (1.0,)),
+]
+GREEDY = [
+    *product(("average", "deepen", "gac", "unite"), ("grammar", "opening"), (0.0,)),
+    *product(("average",), ("characters", "literal"), (0.0,)),
 ]
 
 
-@pytest.mark.parametrize(("fusion", "extra"), CASES)
+@pytest.mark.parametrize(
+    ("fusion", "extra", "temperature"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in GREEDY)],
+)
 @pytest.mark.parametrize("main", ["stories260K", "babyllama-361"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.filterwarnings("ignore:.*inside an unfinished grammar")
 def test_taken_back_steps_leave_no_trace(
     shared: Path, fusion: str, main: str, temperature: float, extra: str
