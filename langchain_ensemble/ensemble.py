@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -18,17 +17,15 @@ from langchain_ensemble.building import Built, Progress, build, view_of
 from langchain_ensemble.chat.conversation import ChatRequest, Conversation
 from langchain_ensemble.chat.view import ChatView
 from langchain_ensemble.decoding.engine import Decoding, Engine
-from langchain_ensemble.decoding.protocols import Sampling
 from langchain_ensemble.decoding.records import Answer, Score
-from langchain_ensemble.decoding.score import Scorer
-from langchain_ensemble.decoding.task import Task
-from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
+from langchain_ensemble.errors import ConfigError, unknown_name
 from langchain_ensemble.fusion import get_fusion
 from langchain_ensemble.fusion.base import Fusion
 from langchain_ensemble.members.base import LoadedMember, MemberPrompt
 from langchain_ensemble.members.loading import load_members
-from langchain_ensemble.members.sampling import filters, penalty
-from langchain_ensemble.params import EnsembleParams, RequestParams, resolve_weights
+from langchain_ensemble.params import EnsembleParams, RequestParams
+from langchain_ensemble.requests import Shares, plain_task, voices_with_weight, warn
+from langchain_ensemble.scoring import Scores
 from langchain_ensemble.store import Store
 from langchain_ensemble.turn.tasks import TurnTasks
 from langchain_ensemble.turn.turn import Turn
@@ -59,7 +56,7 @@ class Ensemble:
         self._store, self._unloaded = Store(), Unloaded(params)
         self._lock = threading.RLock()
         self._built: Built | None = None
-        self._scorer: tuple[tuple[Any, ...], Scorer] | None = None
+        self._scores = Scores()
         self._views: dict[int, ChatView] = {}
 
     @property
@@ -102,7 +99,7 @@ class Ensemble:
             if self._built is not None:
                 for member in self._built.members:
                     member.close()
-                self._built = self._scorer = None
+                self._built, self._scores = None, Scores()
                 self._views = {}
 
     def __enter__(self) -> Self:
@@ -131,7 +128,7 @@ class Ensemble:
         Raises:
             ConfigError: Wrong weights, or a prompt that does not fit a member.
         """
-        task = self._task(self._ready(), request)
+        task = plain_task(self._ready(), self.params, request)
         read = [[v.member.prompt(text) for v in task.voices] for text in prompts]
         return self._engine.admit(replace(task, prompts=read))
 
@@ -152,35 +149,17 @@ class Ensemble:
             ConfigError: Wrong weights, or thinking that a member cannot do.
         """
         built = self._ready()
-        task = self._task(built, request)
+        task = plain_task(built, self.params, request)
         views = [self._view(built, place) for place in task.places]
         vocabularies = [built.vocabularies[place] for place in task.places]
         return Turn(TurnTasks(task, views, vocabularies, conversation, chat), self._engine.admit)
-
-    def _task(self, built: Built, request: RequestParams) -> Task:
-        """A request's task, without prompts."""
-        places, weights = self._voices_with_weight(request.weights)
-        alone = len(places) == 1
-        return Task(
-            voices=tuple(built.voices[p] for p in places),
-            weights=weights,
-            places=places,
-            num_members=len(built.members),
-            fuser=None if alone else built.fuser,
-            key_bytes=() if alone else built.key_bytes,
-            prompts=(),
-            request=request,
-            sampling=_sampling(request),
-            weigh_boundaries=self.params.open_boundaries == "discount",
-            warn=_warn,
-        )
 
     def _view(self, built: Built, place: int) -> ChatView:
         """How a member reads conversations, made at first use."""
         with self._lock:
             if place not in self._views:
                 member, vocabulary = built.members[place], built.vocabularies[place]
-                self._views[place] = view_of(member, vocabulary, _warn)
+                self._views[place] = view_of(member, vocabulary, warn)
             return self._views[place]
 
     def generate(self, prompts: Sequence[str], request: RequestParams) -> list[list[Answer]]:
@@ -222,7 +201,7 @@ class Ensemble:
         built = self._ready()
         places, shares = self._scored_places(built, weights, member)
         prompts = [built.members[p].prompt(prompt) for p in places]
-        return self._score(built, text, prompts, places, shares)
+        return self._score(built, text, prompts, (places, shares))
 
     def score_chat(
         self,
@@ -250,46 +229,20 @@ class Ensemble:
         built = self._ready()
         places, shares = self._scored_places(built, weights, member)
         prompts = [self._view(built, p).prompt(conversation, ChatRequest()) for p in places]
-        return self._score(built, answer, prompts, places, shares)
+        return self._score(built, answer, prompts, (places, shares))
 
-    def _scored_places(
-        self, built: Built, weights: Any, member: str | None
-    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    def _scored_places(self, built: Built, weights: Any, member: str | None) -> Shares:
         if member is None:
-            return self._voices_with_weight(weights)
+            return voices_with_weight(self.params, weights)
         if member not in built.names:
             raise ConfigError(unknown_name("member", member, built.names))
         return (built.names.index(member),), (1.0,)
 
     def _score(
-        self,
-        built: Built,
-        text: str,
-        prompts: Sequence[MemberPrompt],
-        places: tuple[int, ...],
-        shares: tuple[float, ...],
+        self, built: Built, text: str, prompts: Sequence[MemberPrompt], heard: Shares
     ) -> Score:
-        """Score a text; distributions of the same text and prompt are kept for other weights."""
-        key = (text, tuple(prompts), places)
         with self._engine.lock:
-            last, self._scorer = self._scorer, None
-            voices = [built.voices[p] for p in places]
-            if len(voices) == 1:  # alone it is main, and its own ids are walked
-                voices = [replace(voices[0], verbatim=True)]
-            scorer = last[1] if last and last[0] == key else Scorer(voices, prompts, text)
-            fuser = None if len(places) == 1 else built.fuser
-            weigh = self.params.open_boundaries == "discount"
-            score = scorer.run(shares, fuser, places, len(built.members), weigh)
-            if scorer.kept:
-                self._scorer = (key, scorer)
-            return score
-
-    def _voices_with_weight(self, weights: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Places (main first) of the members that have a voice, and their weights."""
-        by_name = dict(zip(self.names, resolve_weights(weights, self.names), strict=True))
-        shares = [by_name[m.name or ""] for m in self.params.ordered]
-        places = tuple(p for p, share in enumerate(shares) if share > 0 or p == 0)
-        return places, tuple(shares[p] for p in places)
+            return self._scores.run(built, self.params, text, prompts, *heard)
 
     # facts
 
@@ -338,13 +291,3 @@ class Ensemble:
             "fusion": {"name": self.fusion.name, **self.fusion.settings()},
             "open_boundaries": self.params.open_boundaries,
         }
-
-
-def _sampling(request: RequestParams) -> Sampling:
-    made = penalty(request.repetition_penalty)
-    kept = filters(request.temperature, request.top_k, request.top_p, request.min_p)
-    return Sampling(made[0] if made else None, tuple(kept))
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, EnsembleWarning, stacklevel=2)

@@ -25,9 +25,9 @@ from langchain_ensemble.errors import ConfigError, one_line, unknown_name
 FUSIONS = ("average", "deepen", "gac", "unite")
 """Names of the fusions that the package ships (``fusion.FUSIONS`` holds the classes)."""
 
-WEIGHTS = "'uniform', a mapping name -> weight, or one weight a member"
-
 DEFAULT_MAX_TOKENS = 256
+DEFAULT_MAX_CONCURRENT = 64
+DEFAULT_PREFIX_CACHE_GB = 2.0
 
 
 class _Settings(BaseModel):
@@ -75,6 +75,8 @@ class Member(_Settings):
         local_files_only: Never touch the network.
         chat_template: Jinja text that replaces the tokenizer's chat template.
         system: System prompt of this member's view.
+        forward: How its forwards run: ``"eager"``, ``"graphs"`` (CUDA graphs) or ``"compiled"``;
+            default: graphs on CUDA, eager elsewhere.
     """
 
     model: str
@@ -91,6 +93,7 @@ class Member(_Settings):
     local_files_only: bool | None = None
     chat_template: str | None = None
     system: str | None = None
+    forward: Literal["eager", "graphs", "compiled"] | None = None
 
     def __init__(self, model: str | os.PathLike[str] | None = None, /, **data: Any) -> None:
         if model is not None:
@@ -129,17 +132,33 @@ class EnsembleParams(_Settings):
         main: Name of the member whose vocabulary the answer is read in; default: the first.
         open_boundaries: ``"discount"`` weighs an auxiliary by the probability that it ends a token
             where main does; ``"vote"`` lets it vote everywhere.
+        draft: A small model that proposes drafts and has no say in the answer.
+        max_concurrent: Answers that are decoded together at most; further requests wait.
+        max_queue: Requests that wait at most; one more is refused. None: no limit.
+        kv_cache_gb: Bytes (in 1e9) of KV caches at most, kept prefixes included; requests wait
+            until they fit. None: what the devices hold.
+        prefix_cache_gb: Bytes (in 1e9) of KV caches kept for prompts that begin alike; 0 is off.
     """
 
     members: tuple[Member, ...]
     fusion: str | dict[str, Any] = "deepen"
     main: str | None = None
     open_boundaries: Literal["discount", "vote"] = "discount"
+    draft: Member | None = None
+    max_concurrent: int = DEFAULT_MAX_CONCURRENT
+    max_queue: int | None = None
+    kv_cache_gb: float | None = None
+    prefix_cache_gb: float = DEFAULT_PREFIX_CACHE_GB
 
     @field_validator("members", mode="before")
     @classmethod
     def _name_members(cls, value: Any) -> Any:
         return name_members(value)
+
+    @field_validator("draft", mode="before")
+    @classmethod
+    def _read_draft(cls, value: Any) -> Any:
+        return None if value is None else _read_member(None, value)
 
     @model_validator(mode="after")
     def _known_names(self) -> EnsembleParams:
@@ -147,6 +166,17 @@ class EnsembleParams(_Settings):
         if self.main is not None and self.main not in names:
             raise ValueError(unknown_name("main member", self.main, names))
         check_fusion_name(self.fusion)
+        rules: tuple[tuple[str, bool, str], ...] = (
+            ("max_concurrent", self.max_concurrent >= 1, "at least 1"),
+            ("max_queue", self.max_queue is None or self.max_queue >= 0, "at least 0, or None"),
+            (
+                "kv_cache_gb",
+                self.kv_cache_gb is None or 0 < self.kv_cache_gb < math.inf,
+                "above 0, or None",
+            ),
+            ("prefix_cache_gb", 0 <= self.prefix_cache_gb < math.inf, "at least 0 (0 is off)"),
+        )
+        _check(self, rules)
         return self
 
     @property
@@ -187,6 +217,10 @@ class RequestParams(_Settings):
         timeout: Seconds until :class:`~langchain_ensemble.errors.DeadlineError`.
         weights: ``"uniform"``, name → weight, or one weight a member in order; sum 1.
         logprobs: Whether per-token logprobs are returned.
+        speculation: ``"auto"`` lets members draft for each other where it pays; ``"off"`` runs
+            every member for every token; ``"on"`` drafts whether it pays or not. The answer is
+            the same.
+        cache_salt: Requests reuse each other's prefixes only under the same salt.
     """
 
     max_tokens: int | None = DEFAULT_MAX_TOKENS
@@ -201,6 +235,8 @@ class RequestParams(_Settings):
     timeout: float | None = None
     weights: str | dict[str, float] | tuple[float, ...] = "uniform"
     logprobs: bool = False
+    speculation: Literal["auto", "off", "on"] = "auto"
+    cache_salt: str | None = None
 
     @model_validator(mode="after")
     def _in_range(self) -> RequestParams:
@@ -220,10 +256,15 @@ class RequestParams(_Settings):
                 "'uniform', a mapping name -> weight, or a list",
             ),
         )
-        for name, good, needed in rules:
-            if not good:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
+        _check(self, rules)
         return self
+
+
+def _check(owner: object, rules: Sequence[tuple[str, bool, str]]) -> None:
+    """Refuse the first setting that breaks its rule: (name, whether it is good, what is)."""
+    for name, good, needed in rules:
+        if not good:
+            raise ValueError(f"{name} is {getattr(owner, name)!r}; it must be {needed}")
 
 
 def derive_name(model: str) -> str:
@@ -297,52 +338,3 @@ def check_fusion_name(fusion: str | Mapping[str, Any]) -> None:
     name = fusion if isinstance(fusion, str) else fusion.get("name")
     if name not in FUSIONS:
         raise ConfigError(unknown_name("fusion", name, FUSIONS))
-
-
-def resolve_weights(weights: Any, names: Sequence[str]) -> tuple[float, ...]:
-    """Bring weights into member order and check them.
-
-    Args:
-        weights: ``"uniform"``, name → weight, or a sequence in the order of ``names``.
-        names: The members' names.
-
-    Returns:
-        One weight a member, non-negative, sum 1 within 1e-6 (then normalised exactly).
-
-    Raises:
-        ConfigError: Wrong names or count, negative, not finite, or a sum that is not 1.
-    """
-    if isinstance(weights, str):
-        if weights != "uniform":
-            raise ConfigError(unknown_name("weights", weights, ["uniform"]))
-        return (1.0 / len(names),) * len(names)
-    values = _weights_by_name(weights, names) if isinstance(weights, Mapping) else list(weights)
-    if len(values) != len(names):
-        raise ConfigError(
-            f"weights has {len(values)} entries for {len(names)} members "
-            f"({', '.join(map(repr, names))}); give one for each"
-        )
-    for name, value in zip(names, values, strict=True):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < 0:
-            raise ConfigError(
-                f"weight of member {name!r} is {value!r}; it must be a number of at least 0"
-            )
-    total = math.fsum(values)
-    if abs(total - 1.0) > 1e-6:
-        listed = ", ".join(f"{n}={v}" for n, v in zip(names, values, strict=True))
-        raise ConfigError(f"weights sum to {total:.6g} ({listed}); they must sum to 1 within 1e-6")
-    return tuple(v / total for v in values)
-
-
-def _weights_by_name(weights: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
-    for name in weights:
-        if name not in names:
-            raise ConfigError(unknown_name("member in weights", name, names))
-    missing = [n for n in names if n not in weights]
-    if missing:
-        raise ConfigError(
-            f"weights has no entry for {', '.join(map(repr, missing))}; give one for each of "
-            f"{', '.join(map(repr, names))} (0 switches a member off)"
-        )
-    return [weights[n] for n in names]

@@ -17,24 +17,28 @@ from langchain_ensemble.adapter.settings import (
     CONFIG_FIELDS,
     MEMBER_DEFAULTS,
     PER_CALL,
+    SERVING,
     ensemble_params,
     fusion_identity,
     fusion_name,
     joined_stop,
     member_config,
+    plain,
     read_overrides,
     read_settings,
 )
 from langchain_ensemble.demo import members as demo_members
 from langchain_ensemble.errors import ConfigError, one_line, unknown_name
 from langchain_ensemble.params import (
+    DEFAULT_MAX_CONCURRENT,
     DEFAULT_MAX_TOKENS,
+    DEFAULT_PREFIX_CACHE_GB,
     EnsembleParams,
     Member,
     RequestParams,
     name_members,
-    resolve_weights,
 )
+from langchain_ensemble.shares import resolve_weights
 
 if TYPE_CHECKING:
     from langchain_ensemble.ensemble import Ensemble
@@ -55,20 +59,31 @@ class EnsembleFields(Serializable):
     """Whether an auxiliary that is inside a token of its own votes with less weight."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """For members that do not say otherwise, as the six settings below; see :class:`Member`."""
+    """For members that do not say otherwise, as the seven settings below; see :class:`Member`."""
     device: str | None = None
     device_map: str | dict[str, str | int] | None = None
     quantization: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool | None = None
     local_files_only: bool | None = None
+    forward: Literal["eager", "graphs", "compiled"] | None = None
     hf_token: SecretStr | None = Field(default_factory=secret_from_env("HF_TOKEN", default=None))
     """Hub access token for members without one; default: ``HF_TOKEN``. Only pickle writes it."""
 
+    draft: Member | None = None
+    """A small model that proposes drafts and has no say in the answer."""
+    max_concurrent: int = DEFAULT_MAX_CONCURRENT
+    """Answers that are decoded together at most; further requests wait."""
+    max_queue: int | None = None
+    """Requests that wait at most; one more is refused. None: no limit."""
+    kv_cache_gb: float | None = None
+    """Bytes (in 1e9) of KV caches at most, kept prefixes included; None: what devices hold."""
+    prefix_cache_gb: float = DEFAULT_PREFIX_CACHE_GB
+    """Bytes (in 1e9) of KV caches kept for prompts that begin alike; 0 is off."""
+
     max_tokens: int | None = DEFAULT_MAX_TOKENS
     """Decode steps at most; None: what the context leaves. This and all below may be in a call."""
-    temperature: float = 0.0
-    """0 is greedy."""
+    temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
@@ -84,6 +99,10 @@ class EnsembleFields(Serializable):
     """Name → weight, or one a member in order; they sum to 1."""
     logprobs: bool = False
     """Whether ``generation_info`` carries each token's logprobs, fused and by member."""
+    speculation: Literal["auto", "off", "on"] = "auto"
+    """Whether members draft for each other: the same answer, sooner."""
+    cache_salt: str | None = None
+    """Calls reuse each other's prefixes only under the same salt."""
 
     _lease: Lease = PrivateAttr(default_factory=Lease)
     _config_fields: ClassVar[tuple[str, ...]] = CONFIG_FIELDS
@@ -122,7 +141,10 @@ class EnsembleFields(Serializable):
         """What is fixed for the ensemble, from the fields as they are now."""
         defaults = {name: getattr(self, name) for name in MEMBER_DEFAULTS}
         defaults["token"] = self.hf_token
-        return ensemble_params(self.members, self.fusion, self.main, self.open_boundaries, defaults)
+        serving = {name: getattr(self, name) for name in SERVING}
+        return ensemble_params(
+            self.members, self.fusion, self.main, self.open_boundaries, defaults, serving
+        )
 
     @property
     def _fusion_object(self) -> Any | None:
@@ -164,6 +186,7 @@ class EnsembleFields(Serializable):
         params = self.params
         request = self.request().model_dump(mode="json")
         request["stop_strings"] = request.pop("stop")  # LangChain writes the call's into "stop"
+        del request["speculation"], request["cache_salt"]  # they decide nothing of what is said
         handle = self._lease.attach(params, self._fusion_object)
         return {
             "model_name": self.model_name,
@@ -318,7 +341,7 @@ class EnsembleFields(Serializable):
             )
         values = {name: getattr(self, name) for name in self._config_fields}
         config = self.lc_attributes | {
-            name: list(value) if isinstance(value, tuple) else value
+            name: plain(value)
             for name, value in values.items()
             if value != type(self).model_fields[name].default
         }

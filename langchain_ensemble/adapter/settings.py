@@ -23,10 +23,14 @@ MEMBER_DEFAULTS = (
     "attn_implementation",
     "trust_remote_code",
     "local_files_only",
+    "forward",
 )
 """Settings of a member that an ensemble may give for all members that do not say otherwise."""
 
-FIXED = ("members", "fusion", "main", "open_boundaries", *MEMBER_DEFAULTS, "hf_token")
+SERVING = ("draft", "max_concurrent", "max_queue", "kv_cache_gb", "prefix_cache_gb")
+"""What decides how fast answers come, and nothing of what they say."""
+
+FIXED = ("members", "fusion", "main", "open_boundaries", *MEMBER_DEFAULTS, *SERVING, "hf_token")
 """What cannot change from one call to the next."""
 
 PER_CALL = tuple(RequestParams.model_fields)
@@ -71,6 +75,8 @@ def read_settings(owner: str, given: Mapping[str, Any], known: Iterable[str]) ->
             raise ConfigError(unknown_name(f"{owner} setting", name, [*names, *ALIASES]))
     if "members" in settings:
         settings["members"] = name_members(settings["members"])
+    if settings.get("draft") is not None:
+        (settings["draft"],) = name_members([settings["draft"]])
     if "fusion" in settings:
         settings["fusion"] = read_fusion(settings["fusion"])
     if "stop" in settings and settings["stop"] is None:
@@ -158,7 +164,12 @@ def read_fusion(fusion: Any) -> Any:
 
 
 def ensemble_params(
-    members: Any, fusion: Any, main: str | None, open_boundaries: Any, defaults: Mapping[str, Any]
+    members: Any,
+    fusion: Any,
+    main: str | None,
+    open_boundaries: Any,
+    defaults: Mapping[str, Any],
+    serving: Mapping[str, Any],
 ) -> EnsembleParams:
     """Give what is fixed for the ensemble, defaults written into the members.
 
@@ -168,6 +179,7 @@ def ensemble_params(
         main: Name of the main member, or None.
         open_boundaries: ``"discount"`` or ``"vote"``.
         defaults: Values of :data:`MEMBER_DEFAULTS` and ``token``; None where there is none.
+        serving: Values of :data:`SERVING`.
 
     Returns:
         The settings.
@@ -177,6 +189,9 @@ def ensemble_params(
     """
     named = tuple(_with_defaults(member, defaults) for member in name_members(members))
     fixed: dict[str, Any] = {"members": named, "main": main, "open_boundaries": open_boundaries}
+    fixed |= serving
+    if fixed["draft"] is not None:
+        fixed["draft"] = _with_defaults(fixed["draft"], defaults)
     if isinstance(fusion, str | dict):
         fixed["fusion"] = fusion
     return EnsembleParams(**fixed)
@@ -197,6 +212,13 @@ def _with_defaults(member: Member, defaults: Mapping[str, Any]) -> Member:
 def member_config(member: Member) -> dict[str, Any]:
     """Write a member as JSON, without its name and without its token."""
     return member.model_dump(mode="json", exclude={"name", "token"}, exclude_none=True)
+
+
+def plain(value: Any) -> Any:
+    """Write a setting as JSON."""
+    if isinstance(value, Member):
+        return value.model_dump(mode="json", exclude={"token"}, exclude_none=True)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def joined_stop(*stops: Sequence[str] | str | None) -> tuple[str, ...]:

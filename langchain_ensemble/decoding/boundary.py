@@ -51,27 +51,29 @@ class BoundaryTracker:
         distribution: MemberDistribution,
         answers: Sequence[bytes | bytearray],
         active: Sequence[bool],
+        at: Sequence[int],
     ) -> Tensor:
         """Note a new boundary in every active row and weigh it.
 
         Args:
-            distribution: The member's dense distribution after each row's answer.
+            distribution: The member's dense distribution after each row's answer, n rows.
             answers: Bytes of every row's answer as the member holds them, a lead included.
             active: Rows in which the member stands at the end of the answer.
+            at: Which of the tracker's rows these are.
 
         Returns:
-            [B] float32, c_i of every row (1 in rows that are not active).
+            [n] float32, c_i of every row (1 in rows that are not active).
         """
         if self._rows is None or self._path is None:
             blank = distribution.logprobs.new_zeros
-            self._rows = blank(len(answers), BOUNDARIES, len(self._keys.order))
-            self._path = blank(len(answers), BOUNDARIES)
+            self._rows = blank(len(self._next), BOUNDARIES, len(self._keys.order))
+            self._path = blank(len(self._next), BOUNDARIES)
         weighed, path = [], []
-        for row, (answer, on) in enumerate(zip(answers, active, strict=True)):
+        for row, answer, on in zip(at, answers, active, strict=True):
             c, log_w = self._weigh(row, self._look_up(row, answer) if on else [])
             weighed.append(c)
             path.append(log_w)
-        self._record(distribution, answers, active, torch.stack(path))
+        self._record(distribution, answers, active, at, torch.stack(path))
         return torch.stack(weighed)
 
     def _look_up(self, row: int, answer: bytes | bytearray) -> list[Span]:
@@ -112,21 +114,22 @@ class BoundaryTracker:
         distribution: MemberDistribution,
         answers: Sequence[bytes | bytearray],
         active: Sequence[bool],
+        at: Sequence[int],
         path: Tensor,
     ) -> None:
         """Keep each active row as its newest boundary."""
         rows, paths = self._tensors()
         order = self._keys.order.to(rows.device)
-        for row, on in enumerate(active):
-            if not on:
+        for place, row in enumerate(at):
+            if not active[place]:
                 continue
-            position = len(answers[row])
+            position = len(answers[place])
             slot = self._next[row] % BOUNDARIES
             self._next[row] += 1
             kept = [(p, s) for p, s in self._visited[row] if p != position and s != slot]
             self._visited[row] = [*kept, (position, slot)]
-            rows[row, slot] = distribution.logprobs[row, order]
-            paths[row, slot] = path[row]
+            rows[row, slot] = distribution.logprobs[place, order]
+            paths[row, slot] = path[place]
 
     def _tensors(self) -> tuple[Tensor, Tensor]:
         assert self._rows is not None  # observe() made them

@@ -20,7 +20,7 @@ from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.stopwatch import Stopwatch
 from langchain_ensemble.decoding.task import Held
 from langchain_ensemble.fusion.base import MemberDistribution
-from langchain_ensemble.members.base import MemberPrompt, MemberSession
+from langchain_ensemble.members.base import MemberPrompt, MemberSession, Pending
 
 Change = tuple[int, list[int]]
 """How many ids of a row's answer stay in a voice's cache, and the ids to run after them."""
@@ -69,6 +69,7 @@ class Caches:
         self._prompt_lengths: list[list[int]] = []  # [row][voice]
         self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
         self._watches = [Stopwatch(voice.member.device) for voice in voices]
+        self._pending: list[tuple[int, list[list[int]], Pending]] = []
         self.logits: list[Tensor] = []
         self.generators = generators
 
@@ -111,24 +112,23 @@ class Caches:
             self._trackers.append(tracker)
 
     def boundaries(
-        self, rows: Sequence[Row], distributions: Sequence[MemberDistribution]
+        self, rows: Sequence[Row], distributions: Sequence[MemberDistribution], at: Sequence[int]
     ) -> list[Tensor | None]:
-        """c_i [B] of every voice that could be asked what follows half a token; else None."""
+        """c_i [n] of every voice that could be asked what follows half a token; else None."""
         here = [not row.fragment for row in rows]
         return [
             None
             if tracker is None
-            else tracker.observe(distributions[place], [r.held_by(place) for r in rows], here)
+            else tracker.observe(distributions[place], [r.held_by(place) for r in rows], here, at)
             for place, tracker in enumerate(self._trackers)
         ]
 
-    def run(self, changes: Sequence[Sequence[Change]]) -> None:
-        """Roll back where a spelling changed and run the new ids, all voices side by side.
+    def submit(self, changes: Sequence[Sequence[Change]]) -> None:
+        """Roll back where a spelling changed and start the new ids, all voices side by side.
 
         Args:
             changes: [row][voice].
         """
-        pending = []
         for place, session in enumerate(self._sessions):
             fresh = [change[place][1] for change in changes]
             kept = [
@@ -143,10 +143,13 @@ class Caches:
                     min(f, k) for f, k in zip(mark.floors[place], kept, strict=True)
                 ]
             with self._watches[place].running():
-                pending.append((place, fresh, session.submit(fresh) if any(fresh) else None))
+                if any(fresh):
+                    self._pending.append((place, fresh, session.submit(fresh)))
+
+    def collect(self) -> None:
+        """Take the logits of what was submitted."""
+        pending, self._pending = self._pending, []
         for place, fresh, work in pending:
-            if work is None:
-                continue
             with self._watches[place].running():
                 logits = self._sessions[place].collect(work)[:, -1]
             if not all(fresh):  # a row without new ids keeps its last logits
@@ -251,3 +254,4 @@ class Caches:
             session.close()
         self._held = [None] * len(self._voices)
         self._sessions, self._trackers, self.logits = [], [], []
+        self._pending = []

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import START
-from langchain_ensemble.decoding.caches import Caches
 from langchain_ensemble.decoding.choose import draw, penalised
 from langchain_ensemble.decoding.fusing import (
     checked,
@@ -22,8 +21,8 @@ from langchain_ensemble.decoding.fusing import (
 )
 from langchain_ensemble.decoding.masks import legal_ids, restrict, said_together, stuck
 from langchain_ensemble.decoding.opening import Odds, fused_odds, opened, scaled
+from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.records import Finish, TokenRecord
-from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Chosen, Task
 from langchain_ensemble.fusion.base import FusedDistribution, MemberDistribution
 
@@ -31,20 +30,16 @@ END, OPEN = -1, -2
 """What is chosen beside union keys."""
 
 
-def choose_fused(
-    task: Task, rows: Sequence[Row], caches: Caches, ids: Sequence[Sequence[int]]
-) -> list[Chosen]:
+def choose_fused(question: Question) -> list[Chosen]:
     """Choose one key a row.
 
     Args:
-        task: The request.
-        rows: The rows that run.
-        caches: Their logits, open boundaries and generators.
-        ids: Main's ids of prompt and answer of each row, read by the penalty only.
+        question: The rows and what they stand on.
 
     Returns:
         One choice a row.
     """
+    task, rows, generators = question.task, question.rows, question.generators
     voices = task.voices
     legal = legal_ids(voices, rows, task.spelled)
     distributions = [
@@ -54,21 +49,21 @@ def choose_fused(
             [START if place else row.utf8 for row in rows],
             None if legal is None else legal.masks[place],
         )
-        for place, (voice, logits) in enumerate(zip(voices, caches.logits, strict=True))
+        for place, (voice, logits) in enumerate(zip(voices, question.logits, strict=True))
     ]
     silent = [
         [place > 0 and (row.fragment or row.starts_apart(place)) for row in rows]
         for place in range(len(voices))
     ]
-    boundary = caches.boundaries(rows, distributions)
+    boundary = question.caches.boundaries(rows, distributions, question.at)
     weights = row_weights(task.weights, distributions, silent, boundary)
     assert task.fuser is not None  # more than one voice
     fused = checked(task.fuser(*spread(distributions, weights, task.places, task.num_members)))
     if legal is not None:
         fused = restrict(fused, legal, voices)
     fused, dead = or_end(fused)
-    odds = fused_odds(task, rows, caches, None if legal is None else legal.masks[0])
-    key, logprob = _pick(task, fused, ids, caches.generators, odds)
+    odds = fused_odds(question, None if legal is None else legal.masks[0])
+    key, logprob = _pick(task, fused, question.ids, generators, odds)
     said = [say(v, d, key) for v, d in zip(voices, distributions, strict=True)]
     voting = (weights > 0).sum(-1)
     columns = (key, logprob, voting, dead, *said)
@@ -77,12 +72,10 @@ def choose_fused(
     for b, (chosen_key, value, count, nothing, *each) in enumerate(packed):
         if nothing and legal is not None and not legal.may_end[b]:
             own = None if odds is None else odds.row(b)
-            chosen.append(
-                _without_fusion(task, rows[b], b, caches, ids, distributions, weights, own)
-            )
+            chosen.append(_without_fusion(question, b, distributions, weights, own))
         elif chosen_key == OPEN and task.opening is not None:
-            generator = None if caches.generators is None else caches.generators[b]
-            chosen.append(opened(task, task.opening, value, caches.logits[0][b], generator))
+            generator = None if generators is None else generators[b]
+            chosen.append(opened(task, task.opening, value, question.logits[0][b], generator))
         else:
             chosen.append(_chosen(task, int(chosen_key), value, each, fused=count > 1))
     return chosen
@@ -127,24 +120,22 @@ def _chosen(task: Task, key: int, logprob: float, said: Sequence[float], *, fuse
 
 
 def _without_fusion(
-    task: Task,
-    row: Row,
+    question: Question,
     b: int,
-    caches: Caches,
-    ids: Sequence[Sequence[int]],
     distributions: Sequence[MemberDistribution],
     weights: Tensor,
     odds: Odds | None,
 ) -> Chosen:
     """A row in which the fusion has nothing legal left: the voices' mean over all keys decides."""
+    task = question.task
     together = said_together(distributions, weights, task.voices, b)
     if odds is None and bool((together.logprobs == -torch.inf).all()):
-        return stuck(row, task.voices, task.warn)
-    generators = None if caches.generators is None else [caches.generators[b]]
-    key, logprob = _pick(task, together, ids[b : b + 1], generators, odds)
+        return stuck(question.rows[b], task.voices, task.warn)
+    generators = None if question.generators is None else [question.generators[b]]
+    key, logprob = _pick(task, together, question.ids[b : b + 1], generators, odds)
     if task.opening is not None and int(key) == OPEN:
         generator = None if generators is None else generators[0]
-        return opened(task, task.opening, float(logprob), caches.logits[0][b], generator)
+        return opened(task, task.opening, float(logprob), question.logits[0][b], generator)
     here = slice(b, b + 1)
     alone = [replace(d, logprobs=d.logprobs[here], end=d.end[here]) for d in distributions]
     said = [float(say(v, d, key)) for v, d in zip(task.voices, alone, strict=True)]

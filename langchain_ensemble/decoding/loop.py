@@ -21,12 +21,13 @@ import torch
 from langchain_ensemble.constraints.stop import StopScanner
 from langchain_ensemble.decoding.caches import Caches, Change
 from langchain_ensemble.decoding.choose import generators_for
-from langchain_ensemble.decoding.fused import choose_fused
+from langchain_ensemble.decoding.choosing import choose_all
 from langchain_ensemble.decoding.fusing import check_finite
 from langchain_ensemble.decoding.grammars import GrammarState
 from langchain_ensemble.decoding.handover import Kept
-from langchain_ensemble.decoding.raw import choose_raw
+from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.records import Finish, Piece, Usage
+from langchain_ensemble.decoding.remarks import Remarks
 from langchain_ensemble.decoding.state import Row, Track
 from langchain_ensemble.decoding.task import Chosen, Held, Task
 from langchain_ensemble.errors import ConfigError, DeadlineError
@@ -53,30 +54,9 @@ class Loop:
         generators = generators_for(*seeds) if request.temperature > 0 else None
         self._caches = Caches(task.voices, generators, task.weigh_boundaries, task.held)
         self._kept = Kept()
-        self._said_ignored: set[int] = set()  # rows whose ignored stop string was named
+        self._remarks = Remarks(task)
         self._read = [[len(p.ids) for p in prompt] for prompt in self._prompts]
         self._deadline = None if request.timeout is None else time.monotonic() + request.timeout
-
-    def _choose(self) -> list[Chosen]:
-        """Fuse and choose, or take main's raw logits where it is the only voice."""
-        rows = [self.rows[number] for number in self._active]
-        penalised = self._task.sampling.penalty is not None
-        ids = [self._main_ids(row) for row in rows] if penalised else []
-        choose = choose_raw if self._one_voice else choose_fused
-        return choose(self._task, rows, self._caches, ids)
-
-    def _warn_unknown_prompts(self) -> None:
-        """Say once a request what of the prompts reaches a voice as its unk id."""
-        for place, voice in enumerate(self._task.voices):
-            unk = voice.vocabulary.unk_id
-            count = sum(
-                prompt[place].ids.count(unk) for prompt in self._task.prompts if unk is not None
-            )
-            if count:
-                self._task.warn(
-                    f"member {voice.member.name!r} cannot spell all of the prompt(s): {count} of "
-                    "its ids are its unk id"
-                )
 
     def _tracks(self, prompt: Sequence[MemberPrompt]) -> list[Track]:
         return [
@@ -102,22 +82,77 @@ class Loop:
         Raises:
             DeadlineError: ``timeout`` passed; carries what was decoded.
         """
-        if self.done:
+        while not self.done and not self.read:
+            self.read_on()
+        question = self.ask()
+        if question is None:
             return []
+        (chosen,) = choose_all([question])
+        pieces = self.answer(question, chosen)
+        self.collect()
+        return pieces
+
+    @property
+    def read(self) -> bool:
+        """Whether the prompts were read."""
+        return self._caches.opened
+
+    def read_on(self) -> None:
+        """Read the prompts, or some of what is left of them.
+
+        Raises:
+            DeadlineError: ``timeout`` passed.
+        """
         self._check_deadline()
-        if not self._caches.opened:
-            self._warn_unknown_prompts()
-            self._caches.prefill(self._task.prompts, self._task.request.n)
-            self._check_deadline()
-        chosen = self._choose()
+        self._remarks.prompts()
+        self._caches.prefill(self._task.prompts, self._task.request.n)
+
+    def ask(self) -> Question | None:
+        """Say which rows want a key, and what they stand on.
+
+        Returns:
+            The question; None where no row runs.
+
+        Raises:
+            DeadlineError: ``timeout`` passed; carries what was decoded.
+        """
+        self._check_deadline()
+        if self.done:
+            return None
+        rows = [self.rows[number] for number in self._active]
+        penalised = self._task.sampling.penalty is not None
+        return Question(
+            task=self._task,
+            rows=rows,
+            at=range(len(rows)),
+            logits=self._caches.logits,
+            caches=self._caches,
+            generators=self._caches.generators,
+            ids=[self._main_ids(row) for row in rows] if penalised else [],
+        )
+
+    def answer(self, question: Question, chosen: list[Chosen]) -> list[Piece]:
+        """Take a key in every row and start what the voices read next.
+
+        Args:
+            question: What was asked.
+            chosen: One choice a row.
+
+        Returns:
+            The rows' new text.
+        """
         records = [pick.record for pick in chosen if pick.record is not None]
         said = [value for record in records for value in record.members.values() if value]
         if any(isnan(value) for value in (*said, *(record.logprob for record in records))):
-            check_finite(self._task.voices, self._caches.logits)
+            check_finite(self._task.voices, question.logits)
         pieces = self._advance(chosen)
         if self.done:
             self._caches.close()
         return pieces
+
+    def collect(self) -> None:
+        """Take what the voices say next."""
+        self._caches.collect()
 
     def kept(self, row: int) -> list[Held]:
         """Give away the sessions of a finished row (``keep=True``), one a voice.
@@ -140,7 +175,7 @@ class Loop:
         self._active = []
 
     def _check_deadline(self) -> None:
-        if self._deadline is None or time.monotonic() < self._deadline:
+        if self.done or self._deadline is None or time.monotonic() < self._deadline:
             return
         partial = [row.text(0, row.complete) for row in self.rows]
         steps = max(len(row.records) for row in self.rows)
@@ -164,7 +199,7 @@ class Loop:
             done = row.finish is not None
             if row.finish is not None:
                 row.close(row.finish)
-                self._warn_unknown(row)
+                self._remarks.spelling(row)
                 self._keep(b, row, plan)
             else:
                 going.append(b)
@@ -173,7 +208,7 @@ class Loop:
             pieces.append(Piece(row.number, text, tokens, row.finish if done else None))
         self._select(going)
         if going:
-            self._caches.run(plans)
+            self._caches.submit(plans)
         return pieces
 
     def _advance_row(self, row: Row, pick: Chosen) -> list[Change]:
@@ -188,7 +223,7 @@ class Loop:
         first = row.tracks[0].lead and len(row.records) == 1
         whole = not row.fragment and not (first and data.startswith(b" "))
         row.extend(data if whole or row.fragment else data[1:])
-        self._warn_ignored(row)
+        self._remarks.ignored_stop(row)
         if row.finish is not None:  # a stop string: nothing is read any more
             row.tracks[0].append(pick.key)
             return standing
@@ -249,25 +284,6 @@ class Loop:
                 text = row.text(0, row.complete)
             plan.append(track.take(text, key))
         return plan
-
-    def _warn_unknown(self, row: Row) -> None:
-        """Say once a row what reached a voice as its unk id."""
-        for track, voice in zip(row.tracks, self._task.voices, strict=True):
-            if unknown := track.unspelled:
-                self._task.warn(
-                    f"member {voice.member.name!r} cannot spell all of answer {row.number}: "
-                    f"{unknown} of its {len(track.spelled)} ids are its unk id"
-                )
-
-    def _warn_ignored(self, row: Row) -> None:
-        """Say once a row that a stop string stood inside an unfinished grammar."""
-        if row.ignored_stop is None or row.number in self._said_ignored:
-            return
-        self._said_ignored.add(row.number)
-        self._task.warn(
-            f"answer {row.number}: stop string {row.ignored_stop!r} came inside an unfinished "
-            "grammar and is ignored there; leave it out, or end the grammar before it"
-        )
 
     def _select(self, going: list[int]) -> None:
         """Drop finished rows from every cache."""

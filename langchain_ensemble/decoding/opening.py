@@ -20,6 +20,7 @@ from langchain_ensemble.constraints.utf8 import START, state_after
 from langchain_ensemble.decoding.caches import Caches
 from langchain_ensemble.decoding.fusing import keys_of
 from langchain_ensemble.decoding.protocols import Voice
+from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Chosen, Opening, Task
@@ -43,20 +44,17 @@ class Odds:
         return Odds(self.opens[b : b + 1], self.goes_on[b : b + 1])
 
 
-def fused_odds(
-    task: Task, rows: Sequence[Row], caches: Caches, legal: Tensor | None = None
-) -> Odds | None:
+def fused_odds(question: Question, legal: Tensor | None = None) -> Odds | None:
     """Main's say on opening a call, beside a fused step.
 
     Args:
-        task: The request.
-        rows: The rows that run.
-        caches: Where main's logits are.
+        question: The rows and what they stand on.
         legal: [B, V] main's ids that the grammar allows, END included; None: no grammar.
 
     Returns:
         The odds; None where no call can be opened.
     """
+    task, rows, caches = question.task, question.rows, question.caches
     main = task.voices[0]
     if task.opening is None or too_late(task, rows):
         return None
@@ -65,7 +63,7 @@ def fused_odds(
         return _literal_odds(task.opening.literal, rows, caches, masks)
     keys, allowed = keys_of(main)
     open_to_main = (keys.representative >= 0).index_fill(0, keys.end_ids, True) & allowed[START]
-    logits = caches.logits[0]
+    logits = question.logits[0]
     opens = logits[:, list(task.opening.ids)].logsumexp(-1)
     if legal is not None:
         open_to_main = open_to_main & legal
@@ -82,8 +80,9 @@ def too_late(task: Task, rows: Sequence[Row]) -> bool:
     return task.grammar is not None and bool(rows[0].records)  # rows begin together
 
 
-def raw_odds(task: Task, rows: Sequence[Row], caches: Caches) -> Odds | None:
+def raw_odds(question: Question) -> Odds | None:
     """Main's say on opening a call by its text, with one voice; control ids need no odds."""
+    task, rows, caches = question.task, question.rows, question.caches
     if task.opening is None or not task.opening.literal:
         return None
     return _literal_odds(task.opening.literal, rows, caches, None)

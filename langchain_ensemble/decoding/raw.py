@@ -10,31 +10,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from langchain_ensemble.decoding.caches import Caches
 from langchain_ensemble.decoding.choose import draw
 from langchain_ensemble.decoding.masks import legal_ids, raw_end_ids, stuck
 from langchain_ensemble.decoding.opening import opened, raw_odds, too_late
 from langchain_ensemble.decoding.protocols import Sampling
+from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Chosen, Task
 
 
-def choose_raw(
-    task: Task, rows: Sequence[Row], caches: Caches, ids: Sequence[Sequence[int]]
-) -> list[Chosen]:
+def choose_raw(question: Question) -> list[Chosen]:
     """Choose one id a row.
 
     Args:
-        task: The request.
-        rows: The rows that run.
-        caches: Their logits and generators.
-        ids: Prompt and answer of each row, read by the penalty only.
+        question: The rows and what they stand on.
 
     Returns:
         One choice a row; a control id brings no bytes.
     """
-    logits = caches.logits[0]  # [B, V]
+    task, rows = question.task, question.rows
+    logits = question.logits[0]  # [B, V]
     width = logits.shape[-1]
     legal = legal_ids(task.voices, rows, task.spelled)
     empty = torch.zeros(len(rows), dtype=torch.bool, device=logits.device)
@@ -42,12 +38,12 @@ def choose_raw(
         logits = logits.masked_fill(~_with_opening(task, rows, legal.masks[0]), -torch.inf)
         empty = logits.amax(-1) == -torch.inf
         logits = logits.masked_fill(empty[:, None], 0.0)  # decided below
-    scores = _penalised(logits, ids, task.sampling)
-    odds = raw_odds(task, rows, caches)
+    scores = _penalised(logits, question.ids, task.sampling)
+    odds = raw_odds(question)
     if odds is not None:
         scores = torch.log_softmax(scores, -1) + odds.goes_on[:, None]
         scores = torch.cat([scores, odds.opens[:, None]], -1)
-    picked = draw(scores, task.sampling, caches.generators)
+    picked = draw(scores, task.sampling, question.generators)
     inside = picked.clamp_max(width - 1)[:, None]
     said = logits.gather(1, inside)[:, 0] - logits.logsumexp(-1)
     if odds is not None:

@@ -242,7 +242,7 @@ class Scorer:
             )
             answer = lead + self._data[: self._starts[at + n]] if at + n else b""
             here = self._stands[place][at + n] is not None
-            weighed.append(tracker.observe(row, [answer], [here]))
+            weighed.append(tracker.observe(row, [answer], [here], [0]))
         return torch.cat(weighed)
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from langchain_ensemble.errors import ConfigError, MemberError, MemoryLimitError
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
+from langchain_ensemble.members.forward import Engine, forward_names
 from langchain_ensemble.members.kv_cache import MaskPlan
 from langchain_ensemble.members.replay import ReplaySession
-from langchain_ensemble.members.session import Engine, HFSession, forward_names
+from langchain_ensemble.members.session import HFSession
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ from langchain_ensemble.errors import MemberError
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
 from langchain_ensemble.members.devices import claim_cuda
 from langchain_ensemble.members.fit import context_of
+from langchain_ensemble.members.forward import Engine
 from langchain_ensemble.members.prompts import raw_prompt
 from langchain_ensemble.members.registry import Lease
 from langchain_ensemble.members.replay import ReplaySession
-from langchain_ensemble.members.session import Engine, HFSession
+from langchain_ensemble.members.session import HFSession
 from langchain_ensemble.members.weights import Weights
 
 

@@ -23,7 +23,7 @@ from langchain_ensemble.params import Member, derive_name
 
 DEFAULTS = (
     "dtype", "device", "device_map", "quantization", "attn_implementation",
-    "trust_remote_code", "local_files_only", "token",
+    "trust_remote_code", "local_files_only", "token", "forward",
 )  # fmt: skip
 """Settings that an ensemble may give for all members that do not say otherwise."""
 

@@ -18,8 +18,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from langchain_ensemble.members.forward import Engine, forward_names, keep_argument
 from langchain_ensemble.members.kv_cache import can_crop, plain_cache
-from langchain_ensemble.members.session import Engine, SessionBase, forward_names, keep_argument
+from langchain_ensemble.members.session import SessionBase
 
 CHECKPOINTS = 4
 """States kept a row, beside the present one."""

@@ -22,7 +22,7 @@ ENGINE = (
     "chat",
 )
 ADAPTER = (
-    *("adapter", "ensemble", "params", "errors", "_version", "decoding.records", "demo"),
+    *("adapter", "ensemble", "params", "shares", "errors", "_version", "decoding.records", "demo"),
     *("chat.conversation", "constraints.grammar"),  # plain data
 )
 
@@ -30,6 +30,7 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "_version": (),
     "errors": (),
     "params": ("errors",),
+    "shares": ("errors",),
     "store": ("errors",),
     "fusion": ("errors",),
     "vocab": ("errors", "store", "fusion.base"),
@@ -43,7 +44,9 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "building": ENGINE,
     "turn": ENGINE,
     "unloaded": ENGINE,
-    "ensemble": (*ENGINE, "building", "turn", "unloaded"),
+    "requests": (*ENGINE, "building", "shares"),
+    "scoring": (*ENGINE, "building"),
+    "ensemble": (*ENGINE, "building", "turn", "unloaded", "requests", "scoring"),
     "adapter": ADAPTER,
     "llms": (*ADAPTER, "chat_models"),  # as_chat()
     "chat_models": ADAPTER,
@@ -57,6 +60,7 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "_version": (),
     "errors": (),
     "params": ("pydantic",),
+    "shares": (),
     "store": ("torch", "safetensors", "filelock", "platformdirs"),
     "fusion": ("torch",),
     "vocab": ("torch", "tokenizers"),
@@ -70,6 +74,8 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "building": (),
     "turn": (),
     "unloaded": (),
+    "requests": (),
+    "scoring": (),
     "ensemble": ("torch",),
     "adapter": ("langchain_core", "pydantic", "yaml", "huggingface_hub"),  # where its cache is
     "llms": ("langchain_core", "pydantic"),

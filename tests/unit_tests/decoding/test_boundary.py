@@ -35,29 +35,29 @@ def distribution(logits: list[float]) -> MemberDistribution:
 def test_tiny_probabilities_keep_their_ratio(low: float) -> None:
     tracker = BoundaryTracker(Keys(), 1)
     said = distribution([0.0, low - 3, low, low, low - 10])
-    assert float(tracker.observe(said, [b""], [True])) == 1.0
+    assert float(tracker.observe(said, [b""], [True], [0])) == 1.0
     expected = math.exp(-3) / (math.exp(-3) + 2)  # "b" among "b", "ba", "bb"
-    assert float(tracker.observe(said, [b"b"], [True])) == pytest.approx(expected, rel=1e-4)
+    assert float(tracker.observe(said, [b"b"], [True], [0])) == pytest.approx(expected, rel=1e-4)
 
 
 def test_bytes_that_no_key_spells_begin_anew() -> None:
     tracker = BoundaryTracker(Keys(), 1)
     said = distribution([0.0, 0.0, 0.0, 0.0, 0.0])
-    tracker.observe(said, [b""], [True])
-    assert float(tracker.observe(said, [b"zz"], [True])) == 1.0
-    assert float(tracker.observe(said, [b"zzb"], [True])) == pytest.approx(1 / 3)
+    tracker.observe(said, [b""], [True], [0])
+    assert float(tracker.observe(said, [b"zz"], [True], [0])) == 1.0
+    assert float(tracker.observe(said, [b"zzb"], [True], [0])) == pytest.approx(1 / 3)
 
 
 def test_ten_thousand_steps_lose_no_digits() -> None:
     tracker = BoundaryTracker(Keys(), 1)
     said = distribution([-8.0, -9.0, -7.0, -7.5, 0.0])
     answer = b""
-    tracker.observe(said, [answer], [True])
+    tracker.observe(said, [answer], [True], [0])
     values = []
     for step in range(10_000):
         answer += b"b" if step % 2 else b"a"
         answer = answer[-64:] if step == -1 else answer
-        values.append(float(tracker.observe(said, [answer], [True])))
+        values.append(float(tracker.observe(said, [answer], [True], [0])))
     assert values[-1] == pytest.approx(values[101], rel=1e-5)
     assert values[-2] == pytest.approx(values[100], rel=1e-5)
 

@@ -14,9 +14,10 @@ from langchain_ensemble.decoding.task import Held
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, MemberError
 from langchain_ensemble.members.base import MemberPrompt
+from langchain_ensemble.members.forward import Engine
 from langchain_ensemble.members.huggingface import HFMember
 from langchain_ensemble.members.replay import ReplaySession
-from langchain_ensemble.members.session import Engine, HFSession, SessionBase
+from langchain_ensemble.members.session import HFSession, SessionBase
 from langchain_ensemble.params import EnsembleParams, RequestParams
 from tests.unit_tests.decoding.automata import FOREIGN, admit
 

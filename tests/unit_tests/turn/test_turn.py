@@ -15,6 +15,7 @@ from langchain_ensemble.decoding.records import Piece
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import ConfigError, DeadlineError
 from langchain_ensemble.params import EnsembleParams, RequestParams
+from langchain_ensemble.requests import plain_task
 from tests import chat_pico
 
 ADD = Tool(
@@ -138,7 +139,7 @@ def test_a_plain_answer_is_the_fused_answer_to_the_rendered_prompts(pair):
     turn = engine.open_chat(HELLO, request, ChatRequest())
     pieces = run(turn)
     main, other = (replace_prompt(engine, name) for name in ("qwen", "zephyr"))
-    task = engine._task(engine._ready(), request)
+    task = plain_task(engine._ready(), engine.params, request)
     twin = engine._engine.admit(replace(task, prompts=[[main, other]]))
     ((answer,),) = twin.answers()
     assert text(pieces) == answer.text
@@ -259,7 +260,7 @@ def test_an_answer_after_a_thought_is_that_of_a_fresh_prompt(pair, closes):
         plain._view(built, 0).after_thought(HELLO, chat, thought),
         plain._view(built, 1).prompt(HELLO, chat),
     ]
-    twin = plain._engine.admit(replace(plain._task(built, request), prompts=[prompts]))
+    twin = plain._engine.admit(replace(plain_task(built, plain.params, request), prompts=[prompts]))
     ((answer,),) = twin.answers()
     assert text(pieces) == answer.text
 

@@ -1,0 +1,81 @@
+"""From a request's settings to a task for the loop: who has a voice, and how it is sampled.
+
+Main is first everywhere below this file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from langchain_ensemble.building import Built
+from langchain_ensemble.decoding.protocols import Sampling
+from langchain_ensemble.decoding.task import Task
+from langchain_ensemble.errors import EnsembleWarning
+from langchain_ensemble.members.sampling import filters, penalty
+from langchain_ensemble.params import EnsembleParams, RequestParams
+from langchain_ensemble.shares import resolve_weights
+
+Shares = tuple[tuple[int, ...], tuple[float, ...]]
+"""Places of the members that have a voice, main first, and their weights."""
+
+
+def plain_task(built: Built, params: EnsembleParams, request: RequestParams) -> Task:
+    """A request's task, without prompts.
+
+    Args:
+        built: What is loaded.
+        params: What is fixed.
+        request: What the request asks for.
+
+    Returns:
+        The task.
+
+    Raises:
+        ConfigError: Wrong weights.
+    """
+    places, weights = voices_with_weight(params, request.weights)
+    alone = len(places) == 1
+    return Task(
+        voices=tuple(built.voices[p] for p in places),
+        weights=weights,
+        places=places,
+        num_members=len(built.members),
+        fuser=None if alone else built.fuser,
+        key_bytes=() if alone else built.key_bytes,
+        prompts=(),
+        request=request,
+        sampling=_sampling(request),
+        weigh_boundaries=params.open_boundaries == "discount",
+        warn=warn,
+    )
+
+
+def voices_with_weight(params: EnsembleParams, weights: Any) -> Shares:
+    """Members that have a voice; main always has one.
+
+    Args:
+        params: What is fixed.
+        weights: As in a request.
+
+    Returns:
+        Places and weights, main first.
+
+    Raises:
+        ConfigError: Wrong weights.
+    """
+    by_name = dict(zip(params.names, resolve_weights(weights, params.names), strict=True))
+    shares = [by_name[m.name or ""] for m in params.ordered]
+    places = tuple(p for p, share in enumerate(shares) if share > 0 or p == 0)
+    return places, tuple(shares[p] for p in places)
+
+
+def _sampling(request: RequestParams) -> Sampling:
+    made = penalty(request.repetition_penalty)
+    kept = filters(request.temperature, request.top_k, request.top_p, request.min_p)
+    return Sampling(made[0] if made else None, tuple(kept))
+
+
+def warn(message: str) -> None:
+    """Tell the caller something that is no error."""
+    warnings.warn(message, EnsembleWarning, stacklevel=2)
