@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.errors import ConfigError, MemoryLimitError
+from langchain_ensemble.members.adapters import adapter_rows
 from langchain_ensemble.members.kv_cache import MaskPlan, RaggedCache
 
 
@@ -67,6 +68,7 @@ def run(
     ids: Sequence[Sequence[int]],
     lengths: Sequence[int],
     keep: int,
+    adapters: Sequence[str] | None = None,
 ) -> Tensor:
     """Run one right-aligned block.
 
@@ -76,6 +78,8 @@ def run(
         ids: New ids of each row.
         lengths: Tokens that each row has cached.
         keep: How many last columns are wanted.
+        adapters: Adapter of each row (:data:`~langchain_ensemble.members.adapters.BASE`: none);
+            None where all rows run the base.
 
     Returns:
         Logits [B, keep, V_i] in the model's dtype.
@@ -84,15 +88,16 @@ def run(
     block = cache.open(lengths, counts, engine.device)
     q = max(counts)
     padded = torch.tensor([[0] * (q - len(row)) + list(row) for row in ids])
-    output = engine.module(
-        input_ids=padded.to(engine.device),
-        attention_mask=cast(MaskPlan, engine.masks).build(block, engine.dtype),
-        position_ids=block.positions,
-        past_key_values=cache,
-        use_cache=True,
-        return_dict=True,
-        **keep_argument(engine.module, keep),
-    )
+    with adapter_rows(adapters):
+        output = engine.module(
+            input_ids=padded.to(engine.device),
+            attention_mask=cast(MaskPlan, engine.masks).build(block, engine.dtype),
+            position_ids=block.positions,
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+            **keep_argument(engine.module, keep),
+        )
     return cast(Tensor, output.logits)[:, -keep:]
 
 

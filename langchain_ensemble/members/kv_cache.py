@@ -105,13 +105,17 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write a block's keys and values; return all that is visible, [B, H, visible, D]."""
+        """Write a block's keys and values; return all that is visible, [B, H, visible, D].
+
+        The buffers may have more rows than the block: the first B are run.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         block = self.cache.block
         self.keys = _write(self.keys, key_states, block, self.cache.capacity)
         self.values = _write(self.values, value_states, block, self.cache.capacity)
-        return self.keys[:, :, : block.visible], self.values[:, :, : block.visible]
+        rows = len(key_states)
+        return self.keys[:rows, :, : block.visible], self.values[:rows, :, : block.visible]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of what a query can see."""
@@ -133,7 +137,7 @@ def _write(buffer: Tensor, new: Tensor, block: Block, capacity: int) -> Tensor:
         grown[:, :, : buffer.shape[2]] = buffer
         buffer = grown
     if block.start is not None:
-        buffer[:, :, block.start : block.start + new.shape[2]] = new
+        buffer[: len(new), :, block.start : block.start + new.shape[2]] = new
     else:
         rows = torch.arange(new.shape[0], device=buffer.device)[:, None]
         buffer[rows, :, block.slots.to(buffer.device)] = new.transpose(1, 2)
@@ -200,6 +204,25 @@ class RaggedCache(Cache):  # type: ignore[misc]
             taken.layers.append(copy)
         return taken
 
+    def put(self, other: RaggedCache, rows: Sequence[int], at: Sequence[int], keep: int) -> None:
+        """Copy rows of another cache into rows of this one, which grows where it must.
+
+        Args:
+            other: The cache to copy from; it stays as it is.
+            rows: Its rows.
+            at: Where each goes; rows that do not exist yet are made, by doubling.
+            keep: Slots of ``other`` that hold something.
+        """
+        if not self.layers:
+            self.layers = [RaggedLayer(self) for _ in other.layers]
+        self.capacity = max(self.capacity, -(-max(keep, 1) // GRAIN) * GRAIN)
+        for mine, its in zip(self.layers, other.layers, strict=True):
+            if its.is_initialized:
+                if not mine.is_initialized:
+                    mine.lazy_initialization(its.keys[:0], its.values[:0])
+                mine.keys = _put(mine.keys, its.keys, rows, at, keep, self.capacity)
+                mine.values = _put(mine.values, its.values, rows, at, keep, self.capacity)
+
 
 def _take(buffer: Tensor, rows: Sequence[int], keep: int, capacity: int) -> Tensor:
     """Copy rows of [B, H, capacity, D] into a fresh buffer."""
@@ -207,6 +230,22 @@ def _take(buffer: Tensor, rows: Sequence[int], keep: int, capacity: int) -> Tens
     fresh = buffer.new_zeros((len(rows), buffer.shape[1], capacity, buffer.shape[3]))
     fresh[:, :, :keep] = buffer[:, :, :keep].index_select(0, index)
     return fresh
+
+
+def _put(
+    buffer: Tensor, other: Tensor, rows: Sequence[int], at: Sequence[int], keep: int, capacity: int
+) -> Tensor:
+    """Copy rows of [_, H, _, D] into a buffer, or into a larger one that takes its place."""
+    needed = max(at) + 1
+    if len(buffer) < needed or buffer.shape[2] < capacity:
+        wanted = max(needed, 2 * len(buffer)) if len(buffer) < needed else len(buffer)
+        grown = buffer.new_zeros((wanted, buffer.shape[1], capacity, buffer.shape[3]))
+        grown[: len(buffer), :, : buffer.shape[2]] = buffer
+        buffer = grown
+    places = torch.tensor([list(rows), list(at)], dtype=torch.long, device=buffer.device)
+    buffer[places[1], :, :keep] = other[places[0], :, :keep]
+    buffer[places[1], :, keep:] = 0  # what another row left: a masked NaN would still be one
+    return buffer
 
 
 @dataclass(frozen=True)
