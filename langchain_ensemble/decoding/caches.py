@@ -137,14 +137,47 @@ class Caches:
                     self._prompt_lengths, changes, session.lengths, strict=True
                 )
             ]
-            session.truncate(kept)
-            for mark in self._marks:
-                mark.floors[place] = [
-                    min(f, k) for f, k in zip(mark.floors[place], kept, strict=True)
-                ]
+            self._truncate(place, kept)
             with self._watches[place].running():
                 if any(fresh):
                     self._pending.append((place, fresh, session.submit(fresh)))
+
+    def start(
+        self, place: int, kept: Sequence[int | None], fresh: list[list[int]], keep: int
+    ) -> None:
+        """Roll one voice back and start its forward; :meth:`take` gives the logits.
+
+        Args:
+            place: The voice.
+            kept: How many ids of each row's answer stay; None: all that is cached.
+            fresh: The ids to run after them, maybe none.
+            keep: How many last positions of each row are wanted.
+        """
+        session = self._sessions[place]
+        lengths = [
+            old if n is None else prompt[place] + n
+            for n, prompt, old in zip(kept, self._prompt_lengths, session.lengths, strict=True)
+        ]
+        self._truncate(place, lengths)
+        with self._watches[place].running():
+            self._pending.append((place, fresh, session.submit(fresh, keep)))
+
+    def take(self, place: int) -> Tensor:
+        """Logits of the forward that was started, [B, keep, V_i], right-aligned."""
+        ((_, _, work),) = self._pending
+        self._pending = []
+        with self._watches[place].running():
+            return self._sessions[place].collect(work)
+
+    def prompt_length(self, b: int, place: int) -> int:
+        """Ids of a row's prompt in a voice's cache."""
+        return self._prompt_lengths[b][place]
+
+    def _truncate(self, place: int, lengths: list[int]) -> None:
+        self._sessions[place].truncate(lengths)
+        for mark in self._marks:
+            floors = zip(mark.floors[place], lengths, strict=True)
+            mark.floors[place] = [min(floor, length) for floor, length in floors]
 
     def collect(self) -> None:
         """Take the logits of what was submitted."""

@@ -28,6 +28,7 @@ from langchain_ensemble.decoding.handover import Kept
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.records import Finish, Piece, Usage
 from langchain_ensemble.decoding.remarks import Remarks
+from langchain_ensemble.decoding.speculation import Speculation
 from langchain_ensemble.decoding.state import Row, Track
 from langchain_ensemble.decoding.task import Chosen, Held, Task
 from langchain_ensemble.errors import ConfigError, DeadlineError
@@ -56,6 +57,7 @@ class Loop:
         self._kept = Kept()
         self._remarks = Remarks(task)
         self._read = [[len(p.ids) for p in prompt] for prompt in self._prompts]
+        self._ahead = Speculation(task, self._caches)
         self._deadline = None if request.timeout is None else time.monotonic() + request.timeout
 
     def _tracks(self, prompt: Sequence[MemberPrompt]) -> list[Track]:
@@ -84,13 +86,19 @@ class Loop:
         """
         while not self.done and not self.read:
             self.read_on()
-        question = self.ask()
-        if question is None:
+        if self.done:
             return []
-        (chosen,) = choose_all([question])
+        begun = time.perf_counter()
+        question = self.ask()
+        chosen = [] if question is None else choose_all([question])[0]
         pieces = self.answer(question, chosen)
         self.collect()
+        self.note(len(chosen), time.perf_counter() - begun)
         return pieces
+
+    def note(self, settled: int, seconds: float) -> None:
+        """Tell what a round cost in which some rows got a key."""
+        self._ahead.note(settled / max(1, len(self._active)), seconds)
 
     @property
     def read(self) -> bool:
@@ -111,7 +119,7 @@ class Loop:
         """Say which rows want a key, and what they stand on.
 
         Returns:
-            The question; None where no row runs.
+            The question; None where no row runs, or where voices have to read on first.
 
         Raises:
             DeadlineError: ``timeout`` passed; carries what was decoded.
@@ -119,24 +127,24 @@ class Loop:
         self._check_deadline()
         if self.done:
             return None
-        rows = [self.rows[number] for number in self._active]
+        self._ahead.keep_pace([self.rows[number] for number in self._active])
+        at, logits = self._ahead.standing()
+        if not at:
+            return None
+        generators = self._caches.generators
+        if generators is not None and len(at) < len(generators):
+            generators = [generators[b] for b in at]
+        rows = [self.rows[self._active[b]] for b in at]
         penalised = self._task.sampling.penalty is not None
-        return Question(
-            task=self._task,
-            rows=rows,
-            at=range(len(rows)),
-            logits=self._caches.logits,
-            caches=self._caches,
-            generators=self._caches.generators,
-            ids=[self._main_ids(row) for row in rows] if penalised else [],
-        )
+        ids = [self._main_ids(row) for row in rows] if penalised else []
+        return Question(self._task, rows, at, logits, self._caches, generators, ids)
 
-    def answer(self, question: Question, chosen: list[Chosen]) -> list[Piece]:
+    def answer(self, question: Question | None, chosen: Sequence[Chosen]) -> list[Piece]:
         """Take a key in every row and start what the voices read next.
 
         Args:
-            question: What was asked.
-            chosen: One choice a row.
+            question: What was asked, if anything was.
+            chosen: One choice a row of the question.
 
         Returns:
             The rows' new text.
@@ -144,15 +152,16 @@ class Loop:
         records = [pick.record for pick in chosen if pick.record is not None]
         said = [value for record in records for value in record.members.values() if value]
         if any(isnan(value) for value in (*said, *(record.logprob for record in records))):
-            check_finite(self._task.voices, question.logits)
-        pieces = self._advance(chosen)
+            check_finite(self._task.voices, question.logits if question else [])
+        pieces = self._advance(question.at if question else (), chosen)
         if self.done:
             self._caches.close()
         return pieces
 
     def collect(self) -> None:
         """Take what the voices say next."""
-        self._caches.collect()
+        if not self.done:
+            self._ahead.collect()
 
     def kept(self, row: int) -> list[Held]:
         """Give away the sessions of a finished row (``keep=True``), one a voice.
@@ -189,26 +198,27 @@ class Loop:
 
     # advance
 
-    def _advance(self, chosen: list[Chosen]) -> list[Piece]:
-        pieces, going = [], []
-        plans: list[list[Change]] = []
-        for b, pick in enumerate(chosen):
+    def _advance(self, at: Sequence[int], chosen: Sequence[Chosen]) -> list[Piece]:
+        pieces: list[Piece] = []
+        ended: list[int] = []
+        plans: dict[int, list[Change]] = {}
+        for b, pick in zip(at, chosen, strict=True):
             row = self.rows[self._active[b]]
             plan = self._advance_row(row, pick)
             text = row.release()
-            done = row.finish is not None
             if row.finish is not None:
                 row.close(row.finish)
                 self._remarks.spelling(row)
                 self._keep(b, row, plan)
+                ended.append(b)
             else:
-                going.append(b)
-                plans.append(plan)
+                plans[b] = plan
+                self._ahead.settle(b, pick.key, plan)
             tokens = () if pick.record is None else (pick.record,)
-            pieces.append(Piece(row.number, text, tokens, row.finish if done else None))
-        self._select(going)
-        if going:
-            self._caches.submit(plans)
+            pieces.append(Piece(row.number, text, tokens, row.finish))
+        self._select([b for b in range(len(self._active)) if b not in ended])
+        if not self.done:
+            self._ahead.submit(list(plans.values()))
         return pieces
 
     def _advance_row(self, row: Row, pick: Chosen) -> list[Change]:
@@ -256,7 +266,7 @@ class Loop:
         """Put a finished row's sessions aside for a next phase, if there will be one."""
         if not self._task.keep:
             return
-        kept = [count for count, _ in plan]
+        kept = self._ahead.cached(b, [count for count, _ in plan])
         prompt = self._prompts[row.number]
         ids = [
             (*own.ids, *track.ids[:count])
@@ -292,9 +302,12 @@ class Loop:
         self._active = [self._active[b] for b in going]
         if going:
             self._caches.select(going)
+            self._ahead.select(going)
 
+    @torch.inference_mode()
     def mark(self) -> Any:
         """Remember the whole state, to take back steps in which no row has finished."""
+        self._ahead.level()
         rows = [self.rows[number].mark() for number in self._active]
         return list(self._active), rows, [list(read) for read in self._read], self._caches.mark()
 
@@ -302,6 +315,7 @@ class Loop:
     def rollback(self, mark: Any) -> None:
         """Return to a mark."""
         active, rows, read, caches = mark
+        self._ahead.drop()
         if active != self._active:
             raise ConfigError(
                 f"rows {self._active} run now, rows {active} ran at the mark; a step in which "

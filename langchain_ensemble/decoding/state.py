@@ -66,14 +66,8 @@ class Track:
             How many ids stay, and the ids that follow them.
         """
         text = " " * self.lead + text
-        before = (self.spelled, self.ends, self.text)
         verbatim = self.ids is not self.spelled
-        if key is not None and self.pairs is not None:
-            kept, new, ends = self.pairs.append(*before, key)
-        elif len(text) > len(self.text):
-            kept, new, ends = self.vocabulary.extend(*before, text[len(self.text) :])
-        else:
-            kept, new, ends = len(self.spelled), [], []
+        kept, new, ends = self._respell(text, key)
         self.spelled[kept:] = new
         self.ends[kept:] = ends
         self.text = text
@@ -82,6 +76,52 @@ class Track:
         kept = _common(self.ids, self.spelled)
         self.ids = list(self.spelled)
         return kept, self.ids[kept:]
+
+    def copy(self) -> Track:
+        """The same ids, to go their own way."""
+        made = Track(self.vocabulary, self.pairs, self.lead, self.text)
+        made.spelled[:], made.ends[:] = self.spelled, self.ends
+        return made
+
+    def follow(self, other: Track, kept: int) -> None:
+        """Take over what another track of the same voice spells; ``kept`` ids are the same."""
+        self.spelled[kept:], self.ends[kept:] = other.spelled[kept:], other.ends[kept:]
+        self.text = other.text
+
+    def try_append(self, text: str, key: int) -> list[int] | None:
+        """Take a longer text where that leaves the ids before it alone.
+
+        Args:
+            text: The whole text, complete characters only, without the lead.
+            key: The union key that was appended.
+
+        Returns:
+            The ids that follow; None (and nothing changes) where earlier ones would be rewritten,
+            or none follows.
+        """
+        text = " " * self.lead + text
+        kept, new, ends = self._respell(text, key)
+        if kept < len(self.spelled) or not new:
+            return None
+        self.spelled += new
+        self.ends += ends
+        self.text = text
+        return list(new)
+
+    def drop(self, count: int, text: str) -> None:
+        """Forget the last ``count`` ids; ``text`` is what the others spell, without the lead."""
+        if count:
+            del self.spelled[-count:], self.ends[-count:]
+        self.text = " " * self.lead + text
+
+    def _respell(self, text: str, key: int | None) -> tuple[int, list[int], list[int]]:
+        """(kept, new ids, new ends) of a longer text."""
+        before = (self.spelled, self.ends, self.text)
+        if key is not None and self.pairs is not None:
+            return self.pairs.append(*before, key)
+        if len(text) > len(self.text):
+            return self.vocabulary.extend(*before, text[len(self.text) :])
+        return len(self.spelled), [], []
 
 
 def _common(a: list[int], b: list[int]) -> int:

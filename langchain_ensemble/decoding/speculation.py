@@ -1,0 +1,97 @@
+"""When a request drafts: it begins plainly, drafts where that pays, and says what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from langchain_ensemble.decoding.caches import Caches, Change
+from langchain_ensemble.decoding.drafts import Drafts
+from langchain_ensemble.decoding.pace import Pace
+from langchain_ensemble.decoding.state import Row
+from langchain_ensemble.decoding.task import Task
+
+
+class Speculation:
+    """A request's drafts, while it has any.
+
+    Attributes:
+        drafted: Keys that were drafted so far.
+        accepted: Those of them that the fusion chose.
+    """
+
+    def __init__(self, task: Task, caches: Caches) -> None:
+        """Begin without drafts."""
+        self._task, self._caches = task, caches
+        self._pace = Pace(task.request.speculation)
+        self._drafts: Drafts | None = None
+        self.drafted = self.accepted = 0
+
+    def keep_pace(self, rows: Sequence[Row]) -> None:
+        """Begin to draft, or give it up, as the request's pace says; between two rounds."""
+        wanted = self._pace.drafting and all(row.records for row in rows)
+        if wanted and self._drafts is None:
+            self._drafts = Drafts(self._task, rows, self._caches)
+        elif not wanted:
+            self.level()
+
+    def standing(self) -> tuple[Sequence[int], Sequence[Tensor]]:
+        """Places of the rows whose next key can be chosen, and every voice's logits there."""
+        if self._drafts is None:
+            return range(len(self._caches.logits[0])), self._caches.logits
+        at = self._drafts.ready
+        return at, self._drafts.logits(at) if at else ()
+
+    def settle(self, b: int, key: int, changes: Sequence[Change]) -> None:
+        """Note that a row got a key; see :meth:`Drafts.settle`."""
+        if self._drafts is not None:
+            self._drafts.settle(b, key, changes)
+
+    def cached(self, b: int, kept: Sequence[int]) -> list[int]:
+        """How many ids of a row's answer are right in each voice's cache, ``kept`` at most."""
+        if self._drafts is None:
+            return list(kept)
+        return [min(pair) for pair in zip(kept, self._drafts.valid(b), strict=True)]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep some rows."""
+        if self._drafts is not None:
+            self._drafts.select(rows)
+
+    def submit(self, plans: Sequence[Sequence[Change]]) -> None:
+        """Start what is to be read next: by one voice with drafts, else by all.
+
+        Args:
+            plans: [row][voice], what the rows' new keys changed; not read with drafts.
+        """
+        if self._drafts is None:
+            self._caches.submit(plans)
+            return
+        self._drafts.take_proposals()
+        if not self._drafts.ready:
+            self._drafts.submit()
+
+    def collect(self) -> None:
+        """Take what the voices say next."""
+        if self._drafts is None:
+            self._caches.collect()
+        else:
+            self._drafts.collect()
+
+    def level(self) -> None:
+        """Give drafts up: every voice reads to the end of every answer."""
+        if self._drafts is not None:
+            self._drafts.level()
+            self.drop()
+
+    def drop(self) -> None:
+        """Forget the drafts; the caches are rolled back by the caller, or not used any more."""
+        if self._drafts is not None:
+            self.drafted += self._drafts.drafted
+            self.accepted += self._drafts.accepted
+            self._drafts = None
+
+    def note(self, tokens: float, seconds: float) -> None:
+        """Tell what a round cost; see :meth:`Pace.note`."""
+        self._pace.note(tokens, seconds)
