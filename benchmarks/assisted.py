@@ -159,7 +159,8 @@ def measure(pair: Pair, rounds: int, *, judged: bool) -> list[Row]:
     rows = [
         Row(
             "tokens per second, ours / theirs", names, ratio, 1.2 if judged else None, "x",
-            least=True, more={"theirs": best, "per second": {w: round(s) for w, s in speed.items()}},
+            least=True,
+            more={"theirs": best, "per second": {w: round(v) for w, v in speed.items()}},
         ),
         Row(
             "tokens that differ between speculation on and off", names,
