@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.errors import ConfigError, MemberError, MemoryLimitError
+from langchain_ensemble.members.attention import NAME as GROUPED
+from langchain_ensemble.members.attention import choose, groups_of, restore
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
+from langchain_ensemble.members.blocks import MaskPlan
 from langchain_ensemble.members.forward import Engine, forward_names
-from langchain_ensemble.members.kv_cache import MaskPlan
 from langchain_ensemble.members.replay import ReplaySession
 from langchain_ensemble.members.session import HFSession
 
@@ -91,7 +93,7 @@ def mask_plan(config: Any, attention: str, one_mask: bool) -> MaskPlan | None:
 
     Args:
         config: The model's config.
-        attention: ``"sdpa"`` or ``"eager"``.
+        attention: ``"sdpa"``, our own form of it, or ``"eager"``.
         one_mask: The model takes one mask for all layers, not one a layer type.
     """
     inner = text_config(config)
@@ -109,7 +111,8 @@ def mask_plan(config: Any, attention: str, one_mask: bool) -> MaskPlan | None:
         kinds = {"": ("chunked", int(inner.attention_chunk_size))}
     else:
         kinds = {"": ("full", None)}
-    return MaskPlan(kinds, additive=attention == "eager")
+    groups = groups_of(inner) if attention == GROUPED else None
+    return MaskPlan(kinds, additive=attention == "eager", groups=groups)
 
 
 def fit(name: str, module: Any, device: torch.device) -> Rollback:
@@ -125,8 +128,8 @@ def fit(name: str, module: Any, device: torch.device) -> Rollback:
         MemberError: Neither session gives the model's own results.
     """
     config = module.config
-    attention = str(getattr(config, "_attn_implementation", None) or "eager")
-    if attention not in ("sdpa", "eager"):
+    attention = choose(module, sure=config.model_type in KNOWN)
+    if attention not in (GROUPED, "sdpa", "eager"):
         raise ConfigError(
             f"member {name!r}: attn_implementation={attention!r} cannot take a mask for each row, "
             "which ragged rows need; use 'sdpa' (default) or 'eager'"
@@ -136,6 +139,7 @@ def fit(name: str, module: Any, device: torch.device) -> Rollback:
         engine = _engine(name, module, device, width, plan)
         if _runs(engine) and (config.model_type in KNOWN or agrees(engine, lambda e: HFSession(e))):
             return Rollback(width, plan)
+    restore(module)  # a replayed model runs as ``generate`` would run it
     engine = _engine(name, module, device, width, None)
     for single in (False, True):
         if agrees(engine, lambda e, s=single: ReplaySession(e, s, switch)):  # type: ignore[misc]

@@ -6,14 +6,30 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import lru_cache
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from langchain_ensemble.errors import ConfigError, MemoryLimitError
 from langchain_ensemble.members.adapters import adapter_rows
-from langchain_ensemble.members.kv_cache import MaskPlan, RaggedCache
+from langchain_ensemble.members.blocks import MaskPlan
+from langchain_ensemble.members.kv_cache import RaggedCache
+
+
+class StaticForward(Protocol):
+    """A forward of fixed shapes: captured, compiled, or both."""
+
+    def run(
+        self,
+        engine: Engine,
+        cache: RaggedCache,
+        ids: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        keep: int,
+    ) -> Tensor | None:
+        """As :func:`run_eager`; None where this block must run there."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,7 @@ class Engine:
         width: Columns of the logits.
         context: Positions the model has, None when unknown.
         masks: Masks the model wants; None: its rows must be run one by one.
+        static: Runs the small blocks of decoding; None: all forwards are eager.
     """
 
     name: str
@@ -37,6 +54,7 @@ class Engine:
     width: int
     context: int | None
     masks: MaskPlan | None
+    static: StaticForward | None = None
 
     def check_room(self, lengths: Sequence[int], counts: Sequence[int]) -> None:
         """Refuse a step that would not fit the context."""
@@ -72,6 +90,8 @@ def run(
 ) -> Tensor:
     """Run one right-aligned block.
 
+    On CUDA this starts work and waits for nothing: one copy to the device, none back.
+
     Args:
         engine: The model.
         cache: Where keys and values are written.
@@ -84,21 +104,36 @@ def run(
     Returns:
         Logits [B, keep, V_i] in the model's dtype.
     """
-    counts = [len(row) for row in ids]
-    block = cache.open(lengths, counts, engine.device)
-    q = max(counts)
-    padded = torch.tensor([[0] * (q - len(row)) + list(row) for row in ids])
-    with adapter_rows(adapters):
-        output = engine.module(
-            input_ids=padded.to(engine.device),
-            attention_mask=cast(MaskPlan, engine.masks).build(block, engine.dtype),
-            position_ids=block.positions,
-            past_key_values=cache,
-            use_cache=True,
-            return_dict=True,
-            **keep_argument(engine.module, keep),
-        )
-    return cast(Tensor, output.logits)[:, -keep:]
+    if adapters is not None:
+        with adapter_rows(adapters):
+            return run_eager(engine, cache, ids, lengths, keep)
+    if engine.static is not None:
+        logits = engine.static.run(engine, cache, ids, lengths, keep)
+        if logits is not None:
+            return logits
+    return run_eager(engine, cache, ids, lengths, keep)
+
+
+def run_eager(
+    engine: Engine,
+    cache: RaggedCache,
+    ids: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    keep: int,
+) -> Tensor:
+    """Run one block of whatever shape; as :func:`run`."""
+    block = cache.open(ids, lengths, engine.device)
+    output = engine.module(
+        input_ids=block.ids,
+        attention_mask=cast(MaskPlan, engine.masks).build(block, engine.dtype),
+        position_ids=block.positions,
+        past_key_values=cache,
+        use_cache=True,
+        return_dict=True,
+        **keep_argument(engine.module, keep),
+    )
+    logits = cast(Tensor, output.logits)
+    return logits if logits.shape[1] == keep else logits[:, -keep:]
 
 
 def keep_argument(module: Any, keep: int) -> dict[str, int]:
@@ -109,4 +144,10 @@ def keep_argument(module: Any, keep: int) -> dict[str, int]:
 def forward_names(module: Any) -> tuple[str, ...]:
     """Names of the arguments of a model's forward (through a PEFT wrapper)."""
     inner = module.get_base_model() if hasattr(module, "get_base_model") else module
-    return tuple(inspect.signature(type(inner).forward).parameters)
+    return _names(type(inner).forward)
+
+
+@lru_cache(maxsize=64)
+def _names(forward: Any) -> tuple[str, ...]:
+    """Names of a function's arguments; reading them takes longer than a layer does."""
+    return tuple(inspect.signature(forward).parameters)

@@ -1,13 +1,20 @@
 """A KV cache whose rows have lengths of their own; roll-back is a smaller number.
 
-The only file that touches transformers' cache classes. It knows slots, positions and masks; it
-knows nothing of tokens, tokenizers or prompts.
+The only file that touches transformers' cache classes. It knows slots; it knows nothing of tokens,
+tokenizers or prompts.
 
 A layer owns one buffer ``[B, H, capacity, D]`` that grows in steps, so that no decode step copies
-what is cached. A *block* of new ids is right-aligned: row ``b`` with ``n_b`` of ``q`` columns has
-its pads on the left. Column ``j`` of row ``b`` has position ``lengths[b] + j - (q - n_b)``; a pad
-is written behind the row's last valid slot, where nothing looks and the next block overwrites it.
-A query sees the slots up to its own position: causality alone masks stale slots and pads.
+what is cached; it may have more rows than a forward runs, which are the first. How a forward's
+columns become slots is in :mod:`~langchain_ensemble.members.blocks`.
+
+To add rows: :meth:`RaggedCache.put` copies rows of another cache to row numbers of one's own
+choice; :meth:`RaggedCache.take` copies rows out. Whoever forwards then passes ids and lengths for
+all rows up to the last, empty ids for those that have nothing to run.
+
+The static form (:class:`Slab`) is the same cache over buffers of a fixed number of rows and slots,
+which stay where they are until either is too small: the shapes of a forward over it depend on
+nothing else, so that it can be captured. Pads and idle rows write to its trash slot, which lies
+behind all that a query can see.
 
 Departure from transformers: layers with a sliding or chunked window keep all slots and get a window
 in their mask instead. Roll-back is then exact past the window too; the price is memory.
@@ -16,73 +23,19 @@ in their mask instead. Roll-back is then exact past the window too; the price is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
+from langchain_ensemble.members.blocks import Block
+
 GRAIN = 64
 """Capacity is a multiple of this many slots."""
 
-
-@dataclass(frozen=True)
-class Block:
-    """Where one forward's ``q`` columns go.
-
-    Attributes:
-        positions: Position of every column, [B, q], int64, pads at 0 or more.
-        slots: Slot that every column is written to, [B, q], int64.
-        visible: Slots that a query can see at most: the longest row after this block.
-        start: First slot when all rows write the same contiguous slots, else None.
-    """
-
-    positions: Tensor
-    slots: Tensor
-    visible: int
-    start: int | None
-
-    @classmethod
-    def plan(cls, lengths: Sequence[int], counts: Sequence[int], device: torch.device) -> Block:
-        """Lay out a block.
-
-        Args:
-            lengths: Tokens already cached, one a row.
-            counts: New ids, one a row; the block is as wide as the largest.
-            device: Where the index tensors live.
-        """
-        q = max(counts)
-        start = torch.tensor(lengths)[:, None]  # [B, 1]
-        new = torch.tensor(counts)[:, None]
-        offset = torch.arange(q)[None, :] - (q - new)  # [B, q], negative in pads
-        slots = start + torch.where(offset >= 0, offset, offset + q)
-        even = min(counts) == q and len(set(lengths)) == 1
-        return cls(
-            positions=(start + offset).clamp_(min=0).to(device),
-            slots=slots.to(device),
-            visible=max(n + c for n, c in zip(lengths, counts, strict=True)),
-            start=lengths[0] if even else None,
-        )
-
-    def mask(self, kind: str, width: int | None) -> Tensor:
-        """Which slots each column sees.
-
-        Args:
-            kind: ``"full"``, ``"sliding"`` or ``"chunked"``.
-            width: Window or chunk of the latter two.
-
-        Returns:
-            Bool [B, 1, q, visible]; every column sees at least one slot.
-        """
-        slot = torch.arange(self.visible, device=self.positions.device)
-        query = self.positions[:, :, None]  # [B, q, 1]
-        seen = slot <= query
-        if kind == "sliding" and width is not None:
-            seen &= slot > query - width
-        elif kind == "chunked" and width is not None:
-            seen &= slot // width == query // width
-        return seen[:, None]
+NOTHING = Block(torch.zeros(0, 0), torch.zeros(0, 0), None, None, 0, None)
+"""The block of a cache that no forward has used."""
 
 
 class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -111,11 +64,23 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        block = self.cache.block
-        self.keys = _write(self.keys, key_states, block, self.cache.capacity)
-        self.values = _write(self.values, value_states, block, self.cache.capacity)
-        rows = len(key_states)
-        return self.keys[:rows, :, : block.visible], self.values[:rows, :, : block.visible]
+        cache = self.cache
+        block = cache.block
+        if self.keys.shape[2] < cache.capacity:
+            self.keys = _grow(self.keys, cache.capacity)
+            self.values = _grow(self.values, cache.capacity)
+        rows = key_states.shape[0]
+        keys, values = self.keys, self.values
+        if keys.shape[0] > rows:
+            keys, values = keys.narrow(0, 0, rows), values.narrow(0, 0, rows)
+        if block.start is not None:
+            count = key_states.shape[2]
+            keys.narrow(2, block.start, count).copy_(key_states)
+            values.narrow(2, block.start, count).copy_(value_states)
+        else:
+            _write(keys, key_states, block)
+            _write(values, value_states, block)
+        return keys.narrow(2, 0, block.visible), values.narrow(2, 0, block.visible)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of what a query can see."""
@@ -130,18 +95,19 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def _write(buffer: Tensor, new: Tensor, block: Block, capacity: int) -> Tensor:
-    """Put new states [B, H, q, D] into their slots, growing the buffer when needed."""
-    if buffer.shape[2] < capacity:
-        grown = buffer.new_zeros((*buffer.shape[:2], capacity, buffer.shape[3]))
-        grown[:, :, : buffer.shape[2]] = buffer
-        buffer = grown
-    if block.start is not None:
-        buffer[: len(new), :, block.start : block.start + new.shape[2]] = new
-    else:
-        rows = torch.arange(new.shape[0], device=buffer.device)[:, None]
-        buffer[rows, :, block.slots.to(buffer.device)] = new.transpose(1, 2)
-    return buffer
+def _grow(buffer: Tensor, capacity: int) -> Tensor:
+    """A buffer with more slots."""
+    grown = buffer.new_zeros((*buffer.shape[:2], capacity, buffer.shape[3]))
+    grown[:, :, : buffer.shape[2]] = buffer
+    return grown
+
+
+def _write(buffer: Tensor, new: Tensor, block: Block) -> None:
+    """Put new states [B, H, q, D] into the slots of their rows."""
+    rows, slots = cast(Tensor, block.rows), cast(Tensor, block.slots)
+    if rows.device != buffer.device:  # a model that lies on several devices
+        rows, slots = rows.to(buffer.device), slots.to(buffer.device)
+    buffer[rows, :, slots] = new.transpose(1, 2)
 
 
 class RaggedCache(Cache):  # type: ignore[misc]
@@ -156,18 +122,20 @@ class RaggedCache(Cache):  # type: ignore[misc]
     def __init__(self) -> None:
         """Start empty; layers come with the first forward."""
         super().__init__(layers=[])
-        self.block = Block(torch.zeros(0, 0), torch.zeros(0, 0), 0, None)
+        self.block = NOTHING
         self.capacity = 0
         self.longest = 0
 
-    def open(self, lengths: Sequence[int], counts: Sequence[int], device: torch.device) -> Block:
+    def open(
+        self, ids: Sequence[Sequence[int]], lengths: Sequence[int], device: torch.device
+    ) -> Block:
         """Lay out the next forward and make room for it."""
-        self.block = Block.plan(lengths, counts, device)
+        self.block = block = Block.plan(ids, lengths, device)
         self.longest = max(lengths)
-        needed = self.longest + max(counts)
+        needed = self.longest + block.ids.shape[1]
         if needed > self.capacity:
             self.capacity = -(-(needed + needed // 4) // GRAIN) * GRAIN
-        return self.block
+        return block
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -175,8 +143,8 @@ class RaggedCache(Cache):  # type: ignore[misc]
         """Write one layer's block."""
         while len(self.layers) <= layer_idx:
             self.layers.append(RaggedLayer(self))
-        keys, values = self.layers[layer_idx].update(key_states, value_states)
-        return keys, values
+        layer: RaggedLayer = self.layers[layer_idx]
+        return layer.update(key_states, value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens in the longest row before the present block."""
@@ -214,7 +182,7 @@ class RaggedCache(Cache):  # type: ignore[misc]
             keep: Slots of ``other`` that hold something.
         """
         if not self.layers:
-            self.layers = [RaggedLayer(self) for _ in other.layers]
+            self.layers.extend(RaggedLayer(self) for _ in other.layers)
         self.capacity = max(self.capacity, -(-max(keep, 1) // GRAIN) * GRAIN)
         for mine, its in zip(self.layers, other.layers, strict=True):
             if its.is_initialized:
@@ -248,30 +216,61 @@ def _put(
     return buffer
 
 
-@dataclass(frozen=True)
-class MaskPlan:
-    """Which masks a model wants: one for all layers, or one for each layer type.
+class Slab:
+    """Static buffers of all layers: so many rows and slots, and a trash slot behind them.
 
     Attributes:
-        kinds: Layer type → (kind, width); the key ``""`` stands for all layers.
-        additive: Float masks (eager attention) instead of bool ones (sdpa).
+        keys: One [rows, H, slots + GRAIN, D] a layer.
+        values: The same.
+        rows: Rows.
+        slots: Slots that queries can see; the number of the trash slot.
     """
 
-    kinds: dict[str, tuple[str, int | None]]
-    additive: bool
+    def __init__(self, like: RaggedCache, rows: int, slots: int) -> None:
+        """Make empty buffers for the layers of a cache."""
+        self.rows, self.slots = rows, slots
+        with torch.inference_mode(False):  # inference tensors could be written in no other mode
+            self.keys = [_empty(layer.keys, rows, slots) for layer in like.layers]
+            self.values = [_empty(layer.values, rows, slots) for layer in like.layers]
 
-    def build(self, block: Block, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-        """Masks of one block, as ``forward(attention_mask=...)`` takes them."""
-        made: dict[str, Tensor] = {}
-        for layer_type, (kind, width) in self.kinds.items():
-            mask = block.mask(kind, width)
-            if self.additive:
-                low = torch.finfo(dtype).min
-                mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
-                    ~mask, low
-                )
-            made[layer_type] = mask
-        return made.get("", made)
+    def holds(self, cache: RaggedCache) -> bool:
+        """Whether a cache still lives here; it leaves when its buffers are replaced."""
+        return len(cache.layers) == len(self.keys) and all(
+            layer.keys is key for layer, key in zip(cache.layers, self.keys, strict=True)
+        )
+
+    def adopt(self, cache: RaggedCache, rows: int, keep: int) -> None:
+        """Copy rows of a cache here and let it live here from now on.
+
+        Args:
+            cache: The cache.
+            rows: Its first rows that are in use.
+            keep: Slots that hold something.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            for layer, keys, values in zip(cache.layers, self.keys, self.values, strict=True):
+                for old, new in ((layer.keys, keys), (layer.values, values)):
+                    new[:rows, :, :keep] = old[:rows, :, :keep]
+                    new[:rows, :, keep:] = 0  # what another left: a masked NaN would still be one
+                layer.keys, layer.values = keys, values
+        cache.capacity = self.slots
+
+    def view(self, rows: int) -> RaggedCache:
+        """The first rows as a cache of their own over the same memory."""
+        cache = RaggedCache()
+        cache.capacity = self.slots
+        for keys, values in zip(self.keys, self.values, strict=True):
+            layer = RaggedLayer(cache)
+            layer.keys, layer.values = keys[:rows], values[:rows]
+            layer.is_initialized = True
+            cache.layers.append(layer)
+        return cache
+
+
+def _empty(like: Tensor, rows: int, slots: int) -> Tensor:
+    """Zeros for a slab; idle rows read them before anything is written."""
+    shape = (rows, like.shape[1], slots + GRAIN, like.shape[3])
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
 
 def plain_cache(config: Any) -> Any:
