@@ -177,6 +177,8 @@ class FusionContext:
         embeddings: ``embeddings(i)`` gives member ``i``'s input embeddings, [rows, D].
         embedding_hashes: ``embedding_hashes(i)`` identifies them by content.
         device: Where fusion runs.
+        devices: Where each member's distribution is when the fusion gets it; None: all on
+            ``device``. Only fusers that say ``apart = True`` get them on other devices.
         remember: ``remember(key, build)`` returns ``build()``'s tensors from the disk cache,
             building them at most once for a JSON-able key.
         on_progress: Called with (stage, done, total) in long loops.
@@ -190,10 +192,21 @@ class FusionContext:
         _no_memory
     )
     on_progress: Callable[[str, int, int], None] | None = None
+    devices: Sequence[torch.device] | None = None
+
+    def device_of(self, i: int) -> torch.device:
+        """Where member ``i``'s distribution is."""
+        return self.device if self.devices is None else self.devices[i]
 
 
 class Fuser(Protocol):
-    """A fusion made ready for one ensemble: index tensors are built, nothing is text."""
+    """A fusion made ready for one ensemble: index tensors are built, nothing is text.
+
+    Two things are optional. ``best(distributions, weights)`` takes what a call takes and gives a
+    distribution of which only the best entry is promised: its first maximum over keys and END is
+    the call's (for greedy decoding without log-probabilities). ``apart = True`` says that the fuser
+    takes each member's distribution on that member's device; the weights are always on main's.
+    """
 
     def __call__(
         self, distributions: Sequence[MemberDistribution | None], weights: Tensor

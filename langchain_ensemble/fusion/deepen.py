@@ -44,7 +44,14 @@ from langchain_ensemble.errors import ConfigError, unknown_name
 from langchain_ensemble.fusion.base import FusionContext, Needs
 from langchain_ensemble.fusion.deepen_fuser import DeepenFuser, SearchSettings
 from langchain_ensemble.fusion.relative import relative_representation, to_relative
-from langchain_ensemble.fusion.search import certified, check_search, search, search_support
+from langchain_ensemble.fusion.search import (
+    certain,
+    certified,
+    check_search,
+    search,
+    search_support,
+    tail_levels,
+)
 from langchain_ensemble.fusion.tables import DTYPES, TABLE_BYTES, member_rows, select_anchors
 
 __all__ = [
@@ -52,11 +59,13 @@ __all__ = [
     "TABLE_BYTES",
     "Deepen",
     "DeepenFuser",
+    "certain",
     "certified",
     "relative_representation",
     "search",
     "search_support",
     "select_anchors",
+    "tail_levels",
     "to_relative",
 ]
 
@@ -155,11 +164,11 @@ class Deepen:
             widest = max(keys.width for keys in alignment.members)
             whole = widest * len(anchors) <= DENSE_CELLS
         stored = True if whole else self.dense  # None: where a table is small enough
+        settings = SearchSettings(self.search_steps, rate, self.support_mass, self.support_cap)
         rows = [
-            member_rows(context, i, keys.from_union[anchors], stored, self.precision)
+            member_rows(context, i, keys.from_union[anchors], stored, self.precision, settings.most)
             for i, keys in enumerate(alignment.members)
         ]
-        settings = SearchSettings(self.search_steps, rate, self.support_mass, self.support_cap)
         return DeepenFuser(alignment, rows, whole, settings)
 
 

@@ -7,14 +7,12 @@ not know members, text or the search.
 Where we depart from the authors' code and why: cosines are one GEMM of normalised float32 blocks
 (theirs broadcasts blocks of 1000 x 1000 x D in the checkpoint's dtype: hundreds of times slower,
 gigabytes of temporaries, and cosines off by up to 8e-3 in bf16). Where ``[V, A]`` is too large to
-keep, rows are made when they are asked for, from the normalised anchor embeddings: the same numbers
-up to rounding.
+keep, rows are made when they are asked for (``rows.py``): the same numbers up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -92,58 +90,22 @@ def relative_rows(embeddings: Tensor, anchors: Tensor, multiplier: float = MULTI
     Returns:
         [R, A] float32, computed in one buffer.
     """
-    rows = unit_rows(embeddings) @ anchors.T
-    rows.mul_(multiplier / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+    return sharpened(unit_rows(embeddings) @ anchors.T, multiplier)
+
+
+def sharpened(cosines: Tensor, multiplier: float = MULTIPLIER) -> Tensor:
+    """From cosines with the anchors to rows that sum to 1, in the same buffer.
+
+    Args:
+        cosines: [R, A] float32; overwritten.
+        multiplier: Factor before the softmax.
+
+    Returns:
+        [R, A].
+    """
+    rows = cosines.mul_(multiplier / cosines.norm(dim=-1, keepdim=True).clamp_min(1e-12))
     rows.sub_(rows.amax(-1, keepdim=True)).exp_()
     return rows.div_(rows.sum(-1, keepdim=True))
-
-
-class Rows(Protocol):
-    """Where the rows of one member's relative representation come from."""
-
-    mean: Tensor  # [A] mean row
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Rows of ``ids`` [...], as [..., A] float32 on the fusion device."""
-
-
-class StoredRows:
-    """Rows of a table that is kept (and memory-mapped where it came from the disk cache)."""
-
-    def __init__(self, table: Tensor, mean: Tensor, device: torch.device) -> None:
-        """Keep the table where it is; only rows travel to ``device``."""
-        self.table = table
-        self.mean = mean.float().to(device)
-        self._device = device
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Look the rows up; ids past the embeddings (never probable) give the last row."""
-        ids = ids.clamp_max(len(self.table) - 1).to(self.table.device)
-        return self.table[ids].to(self._device).float()
-
-
-class ComputedRows:
-    """Rows made when they are asked for; nothing of size [V, A] exists."""
-
-    def __init__(
-        self, embeddings: Tensor, anchor_ids: Tensor, mean: Tensor, device: torch.device
-    ) -> None:
-        """Normalise the anchors' embeddings once, [A, D] float32."""
-        self._embeddings = embeddings
-        self._anchors = unit_rows(embeddings[anchor_ids.to(embeddings.device)].to(device))
-        self._device = device
-        self.mean = mean.float().to(device)
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Compute each distinct row once."""
-        ids = ids.clamp_max(len(self._embeddings) - 1)
-        distinct, place = torch.unique(ids, return_inverse=True)
-        picked = self._embeddings[distinct.to(self._embeddings.device)].to(self._device)
-        rows = relative_rows(picked, self._anchors)
-        if ids.dim() == 2 and len(ids) == 1 and len(distinct) == ids.shape[1]:
-            # One row of distinct ids: put the rows in order without a second buffer's worth twice.
-            return rows[place[0]][None]
-        return rows[place]
 
 
 def mean_row(

@@ -14,7 +14,7 @@ floored, so a target on an anchor of no mass gives no NaN.
 pseudo-token, the tail, with one row of the relative space. The tail takes no Adam step (moving it
 invents mass) and only decays as its tokens would; it can never be chosen.
 
-``certified`` tells the winner where no search could change it.
+``certain`` and ``certified`` tell the winner where no search could change it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def search(logits: Tensor, relative: Tensor, target: Tensor, steps: int, lr: flo
     check_search(steps, lr)
     relative = relative.float()
 
-    def gradient(z: Tensor, _: float) -> Tensor:
+    def gradient(z: Tensor, _: int) -> Tensor:
         probs = torch.softmax(z, -1)
         ratio = target / (probs @ relative).clamp_min(_FLOOR)
         return probs * (target.sum(-1, keepdim=True) - ratio @ relative.T) / relative.shape[-1]
@@ -99,10 +99,36 @@ def search(logits: Tensor, relative: Tensor, target: Tensor, steps: int, lr: flo
     return _descend(logits, gradient, steps, lr)
 
 
+def decays(steps: int, lr: float) -> list[float]:
+    """Factor ``W_k`` that is left before each step, and after the last."""
+    left = [1.0]
+    for rate in rates(steps, lr):
+        left.append(left[-1] * (1 - _DECAY * rate))
+    return left
+
+
+def tail_levels(rest: Tensor, steps: int, lr: float) -> Tensor:
+    """The tail's logit before each step and after the last: all that the search asks of it.
+
+    Args:
+        rest: Main's logits with the support at -inf, [N, V].
+        steps: Adam steps.
+        lr: Rate of the first step.
+
+    Returns:
+        [steps + 1, N]: ``logsumexp(W_k rest)``; -inf where nothing is left.
+    """
+    top = rest.amax(-1, keepdim=True)
+    top = top.masked_fill(top == -torch.inf, 0.0)
+    below = (rest - top).clamp_min(-1e30)  # finite: 0 times -inf is no number
+    levels = [(left * below).exp_().sum(-1).log() + left * top[:, 0] for left in decays(steps, lr)]
+    return torch.stack(levels)
+
+
 def search_support(
     logits: Tensor,
     rows: Tensor,
-    rest: Tensor,
+    tails: Tensor,
     tail_row: Tensor,
     target: Tensor,
     steps: int,
@@ -110,10 +136,13 @@ def search_support(
 ) -> Tensor:
     """Search over a support of tokens, with everything else as one pseudo-token.
 
+    A step's cost is that of two passes over ``rows``; the vocabulary is not seen. Shapes are fixed
+    and nothing is read on the host.
+
     Args:
         logits: Main's logits of the support, [N, S]; -inf in empty slots.
         rows: Their relative representation, [N, S, A] float32.
-        rest: Main's logits with the support at -inf, [N, V].
+        tails: The tail's logit before each step, [steps (or more), N] (:func:`tail_levels`).
         tail_row: Where the rest stands in the relative space, [N, A], rows sum to 1.
         target: Where to go, [N, A], rows sum to 1.
         steps: Adam steps, 0..10.
@@ -123,46 +152,67 @@ def search_support(
         [N, S] logits of the support; the rest ends at ``decay(steps, lr) * rest``.
     """
     check_search(steps, lr)
+    total = target.sum(-1, keepdim=True)
 
-    def gradient(z: Tensor, left: float) -> Tensor:
-        tail = (left * rest).logsumexp(-1, keepdim=True)
-        probs = torch.softmax(torch.cat([z, tail], -1), -1)
+    def gradient(z: Tensor, k: int) -> Tensor:
+        probs = torch.softmax(torch.cat([z, tails[k][:, None]], -1), -1)
         inside = probs[:, :-1]
         q = torch.bmm(inside[:, None], rows)[:, 0] + probs[:, -1:] * tail_row
         ratio = target / q.clamp_min(_FLOOR)
-        pull = torch.bmm(rows, ratio[:, :, None])[:, :, 0]
-        return inside * (target.sum(-1, keepdim=True) - pull) / rows.shape[-1]
+        pull = torch.bmm(ratio[:, None], rows.transpose(1, 2))[:, 0]  # the fast order for N > 1
+        return inside * (total - pull) / rows.shape[-1]
 
     return _descend(logits, gradient, steps, lr)
 
 
 def _descend(
-    logits: Tensor, gradient: Callable[[Tensor, float], Tensor], steps: int, lr: float
+    logits: Tensor, gradient: Callable[[Tensor, int], Tensor], steps: int, lr: float
 ) -> Tensor:
-    """AdamW; ``gradient(z, W)`` gets the logits and the decay so far."""
+    """AdamW; ``gradient(z, k)`` gets the logits and the number of steps done."""
     z = logits.float()
-    first, second, left = torch.zeros_like(z), torch.zeros_like(z), 1.0
-    for k, rate in enumerate(rates(steps, lr), start=1):
-        slope = gradient(z, left)
+    first, second = torch.zeros_like(z), torch.zeros_like(z)
+    for k, rate in enumerate(rates(steps, lr)):
+        slope = gradient(z, k)
         first = _BETA1 * first + (1 - _BETA1) * slope
         second = _BETA2 * second + (1 - _BETA2) * slope * slope
-        size = second.sqrt() / math.sqrt(1 - _BETA2**k) + _EPS
-        z = z * (1 - _DECAY * rate) - (rate / (1 - _BETA1**k)) * first / size
-        left *= 1 - _DECAY * rate
+        size = second.sqrt() / math.sqrt(1 - _BETA2 ** (k + 1)) + _EPS
+        z = z * (1 - _DECAY * rate) - (rate / (1 - _BETA1 ** (k + 1))) * first / size
     return z
 
 
-def certified(logits: Tensor, end: Tensor, steps: int, lr: float, slack: float = 1e-4) -> Tensor:
-    """Say which rows' best key no auxiliary can change, whatever it says.
+def certain(logits: Tensor, steps: int, lr: float, slack: float = 1e-4) -> Tensor:
+    """Say where main's own margin already decides which *key* is best.
 
-    A gap ``z1 - z2 > 2 D / W`` fixes the best token, dense and pruned alike. END, outside the
-    search, wins if ``e > 1/2`` and loses if ``e < (1 - e) / (1 + e^(2D) sum_{j>1} e^(W (z_j -
-    z_1)))``. For callers who need only the best key (greedy, without logprobs); the fusion itself
-    always searches.
+    A gap ``z1 - z2 > 2 D / W`` fixes the best key, dense and pruned alike, whatever auxiliaries say
+    and with whatever weights. END is outside the search and not looked at: auxiliaries may still
+    end the answer here, so a draft that runs on is verified for END when their rows arrive
+    (:func:`certified` looks at both).
 
     Args:
-        logits: Main's logits over its keys, [N, V].
-        end: The members' pooled probability of END, [N].
+        logits: Main's logits over its keys, [N, V], up to a constant a row: masked ids, control ids
+            and END at -inf, ids with equal bytes added (``MemberDistribution.logprobs``, say).
+        steps: Adam steps.
+        lr: Rate of the first step.
+        slack: Margin in nats for rounding.
+
+    Returns:
+        [N] bool.
+    """
+    top = _two_best(logits)
+    return top[:, 0] - top[:, 1] > 2 * reach(steps, lr) / decay(steps, lr) + slack
+
+
+def certified(logits: Tensor, end: Tensor, steps: int, lr: float, slack: float = 1e-4) -> Tensor:
+    """Say which rows' best entry, a key or END, no auxiliary can change by what it says of keys.
+
+    Where :func:`certain` holds, END, outside the search, wins if ``e > 1/2`` and loses if ``e <
+    (1 - e) / (1 + e^(2D) sum_{j>1} e^(W (z_j - z_1)))``. For callers who need only the best key
+    (``DeepenFuser.best``: greedy, without logprobs).
+
+    Args:
+        logits: Main's logits over its keys, [N, V], as in :func:`certain`; only differences within
+            a row count.
+        end: Probability of END in the fused row, [N]: all members with a say, pooled.
         steps: Adam steps.
         lr: Rate of the first step.
         slack: Margin in nats for rounding.
@@ -171,10 +221,17 @@ def certified(logits: Tensor, end: Tensor, steps: int, lr: float, slack: float =
         [N] int64: main's id, :data:`END`, or :data:`UNKNOWN` where only the search can tell.
     """
     far, left = reach(steps, lr), decay(steps, lr)
-    top, ids = logits.float().topk(2, dim=-1)
-    sure = top[:, 0] - top[:, 1] > 2 * far / left + slack
-    below = logits.float().scatter(-1, ids[:, :1], -torch.inf) - top[:, :1]
+    sure = certain(logits, steps, lr, slack)
+    best, ids = logits.float().max(-1)
+    below = logits.float().scatter(-1, ids[:, None], -torch.inf) - best[:, None]
     others = (left * below).exp().sum(-1)
     least = (1 - end) / (1 + math.exp(2 * far) * others)
-    best = torch.where(sure & (end < least * (1 - slack)), ids[:, 0], UNKNOWN)
-    return torch.where(end > 0.5 + slack, END, best)
+    key = torch.where(sure & (end < least * (1 - slack)), ids, UNKNOWN)
+    return torch.where(end > 0.5 + slack, END, key)
+
+
+def _two_best(logits: Tensor) -> Tensor:
+    """Best and second-best logit, [N, 2]; -inf where there is no second."""
+    if logits.shape[-1] == 1:
+        logits = torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)
+    return logits.float().topk(2, dim=-1).values

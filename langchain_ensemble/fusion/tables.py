@@ -21,19 +21,21 @@ from langchain_ensemble.fusion.base import Alignment, FusionContext, MemberKeys
 from langchain_ensemble.fusion.relative import (
     MEAN_ROWS,
     MULTIPLIER,
-    ComputedRows,
-    Rows,
-    StoredRows,
     evenly,
     mean_row,
     relative_representation,
 )
+from langchain_ensemble.fusion.rows import HotRows, Rows, StoredRows
 
 FORMAT = 1
 """Version of what is stored; an older entry is built anew."""
 
-TABLE_BYTES = 4 << 30
-"""Size up to which a table is kept (on disk, memory-mapped); above it rows are computed."""
+TABLE_BYTES = 10**9
+"""What one member's relative representation may take unless tables are asked for.
+
+A table up to this size is kept (on disk, memory-mapped). Above it rows are computed, and this is
+what hot rows and everything that goes with them may take (on disk: the mean row).
+"""
 
 DTYPES = {
     "float32": torch.float32,
@@ -92,7 +94,12 @@ def select_anchors(anchors: Literal["all"] | int | tuple[int, ...], alignment: A
 
 
 def member_rows(
-    context: FusionContext, i: int, anchor_ids: Tensor, stored: bool | None, precision: str
+    context: FusionContext,
+    i: int,
+    anchor_ids: Tensor,
+    stored: bool | None,
+    precision: str,
+    least: int = 1,
 ) -> Rows:
     """Rows of one member: a table from the disk cache, or rows computed when asked for.
 
@@ -102,15 +109,16 @@ def member_rows(
         anchor_ids: [A] its ids of the anchors.
         stored: Whether to keep a table; None: where it is at most :data:`TABLE_BYTES`.
         precision: What a table is kept in, a name of :data:`DTYPES`.
+        least: Rows that one position may read at once, which must fit whatever their size.
 
     Returns:
-        The rows.
+        The rows, on the device of the member's distribution.
 
     Raises:
         VocabularyError: An anchor has no embedding.
     """
     keys = context.alignment.members[i]
-    dtype = DTYPES[precision]
+    dtype, device = DTYPES[precision], context.device_of(i)
     embeddings = context.embeddings(i).detach()[: keys.width]
     anchor_ids = anchor_ids.to(embeddings.device)
     _check_rows(embeddings, anchor_ids, keys)
@@ -138,8 +146,7 @@ def member_rows(
             {**key, "kind": "relative", "precision": precision, "tokens": _hash(token_ids)},
             table,
         )
-        relative = found["relative"].to(context.device)
-        return StoredRows(relative, found["mean"], context.device)
+        return StoredRows(found["relative"].to(device), found["mean"], device)
 
     def mean() -> dict[str, Tensor]:
         return {"mean": mean_row(embeddings, anchor_ids, token_ids, report)}
@@ -147,7 +154,7 @@ def member_rows(
     found = context.remember(
         {**key, "kind": "relative-mean", "sample": MEAN_ROWS, "tokens": _hash(token_ids)}, mean
     )
-    return ComputedRows(embeddings, anchor_ids, found["mean"], context.device)
+    return HotRows(embeddings, anchor_ids, found["mean"], device, budget=TABLE_BYTES, least=least)
 
 
 def _mean_of(table: Tensor, token_ids: Tensor) -> Tensor:

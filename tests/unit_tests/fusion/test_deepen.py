@@ -11,15 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from langchain_ensemble.errors import ConfigError, VocabularyError
-from langchain_ensemble.fusion import Deepen, deepen, deepen_fuser, tables
+from langchain_ensemble.fusion import Deepen, deepen, deepen_fuser, pruned, tables
 from langchain_ensemble.fusion.base import FusionContext, member_distribution
 from langchain_ensemble.fusion.deepen import select_anchors
-from langchain_ensemble.fusion.relative import (
-    ComputedRows,
-    StoredRows,
-    mean_row,
-    relative_representation,
-)
+from langchain_ensemble.fusion.relative import mean_row, relative_representation
+from langchain_ensemble.fusion.rows import HotRows, StoredRows
 from langchain_ensemble.testing import toy_alignment
 from langchain_ensemble.testing.cases import Case, columns, random_case
 
@@ -82,19 +78,6 @@ def test_flat_rows_keep_the_tails_mass() -> None:
     after = 1 - moved.gather(-1, best).sum(-1)
     assert float(before.min()) > 0.5
     assert float((before - after).abs().max()) < 0.15
-
-
-def test_computed_rows_are_the_stored_rows() -> None:
-    generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(50, 8, generator=generator)
-    anchors = torch.arange(0, 50, 3)
-    table = relative_representation(embeddings, anchors)
-    device = torch.device("cpu")
-    stored = StoredRows(table, table.mean(0), device)
-    computed = ComputedRows(embeddings, anchors, table.mean(0), device)
-    for ids in (torch.tensor([[3, 3, 49], [0, 60, 7]]), torch.tensor([[5, 4, 9]])):
-        torch.testing.assert_close(computed(ids), stored(ids), atol=1e-6, rtol=0)
-        assert stored(ids).shape == (*ids.shape, len(anchors))
 
 
 def test_mean_row_is_near_the_tables_mean(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,13 +156,13 @@ def test_automatic_size_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(isinstance(rows, StoredRows) for rows in kept._rows)
     monkeypatch.setattr(tables, "TABLE_BYTES", 10)
     made = Deepen(anchors=4).prepare(context)
-    assert all(isinstance(rows, ComputedRows) for rows in made._rows)
+    assert all(isinstance(rows, HotRows) for rows in made._rows)
 
 
 def test_chunks_do_not_change_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     case = _wide_case(sharp=4.0, rows=7)
     whole = _fused(Deepen(dense=False), case)
-    monkeypatch.setattr(deepen_fuser, "CHUNK_CELLS", 1)
+    monkeypatch.setattr(pruned, "CHUNK_CELLS", 1)
     torch.testing.assert_close(_fused(Deepen(dense=False), case), whole, atol=1e-6, rtol=0)
 
 
@@ -355,7 +338,8 @@ class _Largest(TorchDispatchMode):
 
 
 def test_without_tables_nothing_of_their_size_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """[V, A] would be 480,000 cells; the support's rows are (16 + 64) x 400."""
+    """[V, A] would be 480,000 cells; the support's rows are (16 + 64) x 400, and the mean row."""
+    monkeypatch.setattr(tables, "TABLE_BYTES", 10)  # room for one position's rows
     monkeypatch.setattr("langchain_ensemble.fusion.relative._BLOCK_CELLS", 20_000)
     case = _wide_case(sharp=5.0, rows=1)
     with _Largest() as seen:
@@ -363,7 +347,7 @@ def test_without_tables_nothing_of_their_size_is_made(monkeypatch: pytest.Monkey
         fuser(case.distributions, case.weights)
     widest = max(table.numel() for table in case.embeddings)
     assert widest < 60_000
-    assert seen.cells <= max((16 + 64) * 400, widest)
+    assert seen.cells <= max((16 + 64 + 1) * 400, widest)
     with _Largest() as seen:
         Deepen(dense=True).prepare(case.context())
     assert seen.cells == 1501 * 400

@@ -20,6 +20,7 @@ from langchain_ensemble.fusion.search import (
     reach,
     search,
     search_support,
+    tail_levels,
 )
 
 
@@ -90,8 +91,9 @@ def test_masked_logits_stay_masked() -> None:
 def test_whole_support_is_the_dense_search() -> None:
     logits, relative, target = _case(1)
     nothing = torch.full_like(logits, -torch.inf)
+    tails = tail_levels(nothing, 5, 0.15)
     found = search_support(
-        logits, relative.expand(4, -1, -1), nothing, relative.mean(0).expand(4, -1), target, 5, 0.15
+        logits, relative.expand(4, -1, -1), tails, relative.mean(0).expand(4, -1), target, 5, 0.15
     )
     torch.testing.assert_close(found, search(logits, relative, target, 5, 0.15), atol=2e-5, rtol=0)
 
@@ -106,7 +108,7 @@ def test_the_tail_takes_no_step_and_keeps_its_own_decay() -> None:
     found = search_support(
         logits[:, :3],
         relative[:3].expand(2, -1, -1),
-        rest,
+        tail_levels(rest, 5, 0.15),
         relative[0].expand(2, -1),
         target,
         5,
