@@ -8,6 +8,7 @@ from torch import Tensor
 
 from langchain_ensemble.decoding.caches import Caches, Change
 from langchain_ensemble.decoding.drafts import Drafts
+from langchain_ensemble.decoding.guesses import Guesser
 from langchain_ensemble.decoding.pace import Pace
 from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Task
@@ -32,7 +33,10 @@ class Speculation:
         """Begin to draft, or give it up, as the request's pace says; between two rounds."""
         wanted = self._pace.drafting and all(row.records for row in rows)
         if wanted and self._drafts is None:
-            self._drafts = Drafts(self._task, rows, self._caches)
+            n = self._task.request.n
+            prompts = [self._task.prompts[row.number // n][0] for row in rows]
+            guesser = Guesser(rows, prompts)
+            self._drafts = Drafts(self._task, rows, self._caches, guesser)
         elif not wanted:
             self.level()
 

@@ -92,14 +92,14 @@ class Track:
         """Take a longer text where that leaves the ids before it alone.
 
         Args:
-            text: The whole text, complete characters only, without the lead.
-            key: The union key that was appended.
+            text: What is appended, whole characters.
+            key: The union key that it is.
 
         Returns:
             The ids that follow; None (and nothing changes) where earlier ones would be rewritten,
             or none follows.
         """
-        text = " " * self.lead + text
+        text = self.text + text
         kept, new, ends = self._respell(text, key)
         if kept < len(self.spelled) or not new:
             return None
@@ -108,11 +108,11 @@ class Track:
         self.text = text
         return list(new)
 
-    def drop(self, count: int, text: str) -> None:
-        """Forget the last ``count`` ids; ``text`` is what the others spell, without the lead."""
+    def drop(self, count: int, chars: int) -> None:
+        """Forget the last ``count`` ids, which are the last ``chars`` characters."""
         if count:
             del self.spelled[-count:], self.ends[-count:]
-        self.text = " " * self.lead + text
+        self.text = self.text[: len(self.text) - chars]
 
     def _respell(self, text: str, key: int | None) -> tuple[int, list[int], list[int]]:
         """(kept, new ids, new ends) of a longer text."""
