@@ -8,6 +8,7 @@
     │   ├── MemoryLimitError              it does not fit, with the numbers
     │   └── DownloadError                 the network failed on the way; trying again may help
     ├── CacheError (RuntimeError)         the disk cache cannot be used
+    ├── OverloadedError (RuntimeError)    too many requests wait; trying again later may help
     ├── DeadlineError (TimeoutError)      ``timeout`` passed; carries what was decoded
     └── UnfinishedError (ValueError)      a structured answer was cut; carries what was decoded
 
@@ -62,6 +63,20 @@ class DownloadError(MemberError):
 
 class CacheError(EnsembleError, RuntimeError):
     """The disk cache cannot be read or written."""
+
+
+class OverloadedError(EnsembleError, RuntimeError):
+    """A request would have to wait, and as many wait as may.
+
+    Attributes:
+        waiting: Requests that wait.
+        limit: ``max_queue``.
+    """
+
+    def __init__(self, message: str, *, waiting: int = 0, limit: int = 0) -> None:
+        """Keep the numbers beside the message."""
+        super().__init__(message)
+        self.waiting, self.limit = waiting, limit
 
 
 class DeadlineError(EnsembleError, TimeoutError):

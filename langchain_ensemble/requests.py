@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 from langchain_ensemble.building import Built
+from langchain_ensemble.decoding.admission import Limits
 from langchain_ensemble.decoding.protocols import Sampling
 from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import EnsembleWarning
@@ -18,6 +19,20 @@ from langchain_ensemble.shares import resolve_weights
 
 Shares = tuple[tuple[int, ...], tuple[float, ...]]
 """Places of the members that have a voice, main first, and their weights."""
+
+
+def limits_of(params: EnsembleParams) -> Limits:
+    """How much an ensemble does at once.
+
+    Args:
+        params: What is fixed.
+    """
+    share = params.kv_cache_gb
+    return Limits(
+        max_concurrent=params.max_concurrent,
+        max_queue=params.max_queue,
+        kv_bytes=None if share is None else int(share * 1e9),
+    )
 
 
 def plain_task(built: Built, params: EnsembleParams, request: RequestParams) -> Task:

@@ -23,3 +23,21 @@ def choose_all(questions: Sequence[Question]) -> list[list[Chosen]]:
         choose_raw(question) if len(question.task.voices) == 1 else choose_fused(question)
         for question in questions
     ]
+
+
+def choose_apart(questions: Sequence[Question]) -> list[list[Chosen] | Exception]:
+    """As :func:`choose_all`, but what goes wrong stays with the request it belongs to.
+
+    Args:
+        questions: One a request.
+
+    Returns:
+        One choice a row, or the error, request by request.
+    """
+    found: list[list[Chosen] | Exception] = []
+    for question in questions:
+        try:
+            found += choose_all([question])
+        except Exception as error:
+            found.append(error)
+    return found

@@ -1,49 +1,220 @@
-"""Who may step when: requests of many threads over one set of members.
+"""Requests of many threads over one set of members, without a thread of its own.
 
-Each caller pumps its own request under one lock, so that errors surface in the caller and no
-background thread exists. Requests take turns step by step; a stream that nobody reads holds
-memory, but blocks nobody.
+Whoever wants output and finds none decodes one round for everybody (``rounds``) and leaves to each
+caller what is his; errors surface in the caller whose request they end. Who comes while a round
+runs waits for its end and takes what it brought. ``admission`` says who takes part.
 """
 
 from __future__ import annotations
 
-import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
 
+from langchain_ensemble.decoding.admission import Estimate, Limits, Line, Ticket, kv_bytes
 from langchain_ensemble.decoding.loop import Loop
 from langchain_ensemble.decoding.records import Answer, Finish, Piece, TokenRecord, Usage
+from langchain_ensemble.decoding.rounds import run_round
+from langchain_ensemble.decoding.served import Served
 from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Held, Task
-from langchain_ensemble.errors import MemoryLimitError
+from langchain_ensemble.decoding.turnstile import Turnstile
+from langchain_ensemble.errors import OverloadedError
+
+PATIENCE = 0.005
+"""Seconds until a caller looks again where nothing can run before others read or end."""
 
 
 class Engine:
-    """Admits requests; one step of one request runs at a time."""
+    """Admits requests and runs them together, a round at a time.
 
-    def __init__(self) -> None:
+    Attributes:
+        lock: Held while a round runs.
+        limits: How much is done at once.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
         """Start with no request."""
-        self.lock = threading.Lock()
+        self.lock = Turnstile()
+        self.limits = limits or Limits()
+        self._line = Line(self.limits)
+        self._came: deque[Ticket] = deque()
+        self._leftovers: deque[Callable[[], None]] = deque()
 
     def admit(self, task: Task) -> Decoding:
-        """Take a request in; nothing is run before its first step."""
-        return Decoding(self, task)
+        """Take a request in; nothing is run before its first step.
+
+        Args:
+            task: The request.
+
+        Returns:
+            The request, to be stepped and closed.
+
+        Raises:
+            MemoryLimitError: Its caches can never fit ``kv_cache_gb``.
+        """
+        return self._begin(task, Ticket(), lambda: kv_bytes(task))
+
+    def visit(self, estimate: Estimate) -> Visit:
+        """Take in a request that is decoded in several phases.
+
+        Args:
+            estimate: Bytes of KV caches that all of it may need.
+
+        Returns:
+            The request; its phases share one place among all requests.
+        """
+        return Visit(self, estimate)
+
+    def _begin(self, task: Task, ticket: Ticket, estimate: Estimate) -> Decoding:
+        if self.limits.kv_bytes is not None and not ticket.phases:
+            ticket.needed = estimate()
+            self._line.check(ticket.needed)
+        served = Served(task)
+        ticket.phases = [*(one for one in ticket.phases if not one.over), served]
+        return Decoding(self, ticket, served)
+
+    def pump(self, ticket: Ticket, served: Served) -> None:
+        """Bring a request forward: one round at most is run, or waited for.
+
+        Args:
+            ticket: The request's place.
+            served: What its caller wants output of.
+        """
+        if not ticket.asked:
+            ticket.asked = True
+            self._came.append(ticket)
+        if not self.lock.enter(served.heard):
+            return
+        try:
+            idle = not self._round()
+        finally:
+            self.lock.leave()
+        self.tidy()
+        if idle and not served.heard():
+            time.sleep(PATIENCE)
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Do something that touches the members when nobody runs them; now, if possible.
+
+        Never waits, whoever calls it: the garbage collector may, in the middle of a round.
+        """
+        self._leftovers.append(work)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Do what was left for later, unless somebody is inside, who will."""
+        while self._leftovers and self.lock.try_enter():
+            try:
+                self._clear()
+            finally:
+                self.lock.leave()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the members for oneself, between two rounds."""
+        with self.lock:
+            self._clear()
+            yield
+        self.tidy()
+
+    @torch.inference_mode()
+    def _clear(self) -> None:
+        while self._leftovers:
+            self._leftovers.popleft()()
+        self._line.remove_ended()
+
+    def _round(self) -> bool:
+        """Run one round; says whether anything ran."""
+        self._clear()
+        self._line.expire()
+        while self._came:
+            ticket = self._came.popleft()
+            if not ticket.ready:  # closed before it ran
+                continue
+            try:
+                self._line.join(ticket)
+            except OverloadedError as error:
+                for one in ticket.phases:
+                    one.fail(error)
+        running = self._line.next_round()
+        try:
+            run_round(running)
+        finally:
+            self._line.remove_ended()
+        return bool(running)
+
+
+class Visit:
+    """One request of several phases: they share one place, which it keeps until it is closed."""
+
+    def __init__(self, engine: Engine, estimate: Estimate) -> None:
+        """Come; nothing is asked for yet."""
+        self._engine, self._estimate = engine, estimate
+        self._ticket = Ticket(stays=True)
+        self._gone = weakref.finalize(self, _end, engine, self._ticket)
+        self._gone.atexit = False
+
+    def admit(self, task: Task) -> Decoding:
+        """Take a phase in; nothing is run before its first step.
+
+        Args:
+            task: The phase.
+
+        Returns:
+            The phase, to be stepped and closed.
+
+        Raises:
+            MemoryLimitError: The request's caches can never fit ``kv_cache_gb``.
+        """
+        return self._engine._begin(task, self._ticket, self._estimate)
+
+    def free(self, held: Iterable[Held | None]) -> None:
+        """Free sessions that no phase will take over."""
+        for one in held:
+            if one is not None:
+                self._engine.later(one.session.close)
+
+    def close(self) -> None:
+        """Give up the place and what is being decoded."""
+        self._gone()
+
+
+def _end(engine: Engine, ticket: Ticket) -> None:
+    """End a request of several phases."""
+    ticket.over = True
+    for served in ticket.phases:
+        _drop(engine, served)
+
+
+def _drop(engine: Engine, served: Served) -> None:
+    """End a decoding."""
+    served.given_up = True
+    engine.later(served.close)
 
 
 class Decoding:
-    """One request while it is decoded. ``close`` is safe from any thread."""
+    """One decoding while it runs. ``close`` is safe from any thread."""
 
-    def __init__(self, engine: Engine, task: Task) -> None:
-        """Keep the request."""
-        self._engine = engine
-        self._task = task
-        self._loop = Loop(task)
+    def __init__(self, engine: Engine, ticket: Ticket, served: Served) -> None:
+        """Keep the request; the engine does not, so that one that is dropped ends."""
+        self._engine, self._ticket, self._served = engine, ticket, served
+        self._gone = weakref.finalize(self, _drop, engine, served)
+        self._gone.atexit = False
+
+    @property
+    def _loop(self) -> Loop:
+        return self._served.loop
 
     @property
     def done(self) -> bool:
-        """Whether every row has finished, or the request was closed."""
-        return self._loop.done
+        """Whether every row has finished and was read, or the request was closed."""
+        return self._served.over
 
     @property
     def rows(self) -> list[Row]:
@@ -51,43 +222,49 @@ class Decoding:
         return self._loop.rows
 
     def step(self) -> list[Piece]:
-        """Decode one more key in every unfinished row.
+        """Take what one step has brought; where there is nothing yet, decode a round for all.
 
         Returns:
-            The rows' new text; empty when the request is done.
+            The rows' new text; empty when the request is done, and while it waits.
 
         Raises:
-            DeadlineError: ``timeout`` passed.
+            DeadlineError: ``timeout`` passed, maybe while the request waited.
+            OverloadedError: It would have to wait, and ``max_queue`` requests do.
             MemoryLimitError: The device is out of memory; the caches of this request are freed.
         """
-        with self._engine.lock:
-            try:
-                return self._loop.step()
-            except torch.OutOfMemoryError as error:
-                rows, steps = self._size()
-                self._loop.close()
-                raise MemoryLimitError(
-                    f"out of device memory while decoding {rows} row(s) at step {steps}: {error}. "
-                    "Lower the number of prompts per batch, n= or max_tokens=, or put members on "
-                    "other devices; the ensemble stays usable"
-                ) from error
-            except BaseException:
-                self._loop.close()
-                raise
+        served = self._served
+        if served.over or served.given_up:
+            return []
+        if not served.heard():
+            self._engine.pump(self._ticket, served)
+        try:
+            while served.remarks:
+                self._task.warn(served.remarks.popleft())
+        except BaseException:  # where warnings are errors
+            self.close()
+            raise
+        if served.unread:
+            return served.unread.popleft()
+        if served.error is not None and not served.given_up:
+            error, served.error = served.error, None
+            self.close()
+            raise error
+        return []
 
-    def _size(self) -> tuple[int, int]:
-        rows = self._loop.rows
-        return len(rows), max((len(row.records) for row in rows), default=0)
+    @property
+    def _task(self) -> Task:
+        return self._served.task
 
     def usage(self) -> list[Usage]:
         """Counts of every row."""
         return self._loop.usage()
 
-    def kept(self, row: int) -> list[Held]:
+    def kept(self, row: int, voices: int | None = None) -> list[Held]:
         """Give away the sessions of a finished row (``keep=True``), one a voice.
 
         Args:
             row: Row number.
+            voices: How many, main's first; None: all.
 
         Returns:
             What each voice has read; it belongs to the caller, or to the task it is handed to.
@@ -96,12 +273,11 @@ class Decoding:
             ConfigError: Nothing is kept of that row.
         """
         with self._engine.lock:
-            return self._loop.kept(row)
+            return self._loop.kept(row, voices)
 
     def close(self) -> None:
-        """Stop and free the caches, kept ones too; waits for a step that is running."""
-        with self._engine.lock:
-            self._loop.close()
+        """Stop and free the caches, kept ones too; a round that runs does it at its end."""
+        self._gone()
 
     def __enter__(self) -> Self:
         """Use as a context that always frees the caches."""

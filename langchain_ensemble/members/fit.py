@@ -81,6 +81,31 @@ def context_of(config: Any) -> int | None:
     return None
 
 
+def kv_bytes_of(config: Any, dtype: torch.dtype) -> int:
+    """Bytes that a cached token takes: keys and values of all layers that attend.
+
+    Args:
+        config: The model's config.
+        dtype: Dtype of the activations.
+
+    Returns:
+        The size; 0 where the config names no heads (a model without a KV cache).
+    """
+    inner = text_config(config)
+    heads, layers, hidden = (
+        getattr(inner, key, None)
+        for key in ("num_attention_heads", "num_hidden_layers", "hidden_size")
+    )
+    if not (isinstance(heads, int) and isinstance(layers, int) and isinstance(hidden, int)):
+        return 0
+    kinds = getattr(inner, "layer_types", None)
+    if kinds:
+        layers = sum("attention" in kind and "linear" not in kind for kind in kinds)
+    shared = getattr(inner, "num_key_value_heads", None) or heads
+    width = getattr(inner, "head_dim", None) or hidden // heads
+    return int(2 * layers * shared * width * dtype.itemsize)
+
+
 def logits_width(module: Any) -> int:
     """Columns of a model's logits (often more than its tokenizer names)."""
     head = module.get_output_embeddings()

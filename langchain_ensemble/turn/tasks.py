@@ -135,6 +135,14 @@ class TurnTasks:
             keep=opening is not None,
         )
 
+    def whole(self) -> Task:
+        """The request as one task that reads and says at least what all its phases do."""
+        request = self._task.request
+        thought = self._chat.thinking_tokens if self.thinkers() else 0
+        said = None if request.max_tokens is None else request.max_tokens + thought
+        request = request.model_copy(update={"max_tokens": said})
+        return replace(self._task, prompts=[self.prompts()], request=request)
+
     def text_splitter(self) -> Splitter:
         """Reads one answer's fused text."""
         held = self._chat.grammar is not None  # a call stands in its place, not in its strings

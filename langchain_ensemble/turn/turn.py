@@ -7,12 +7,12 @@ one member's alone and raw; the answer is fused.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Self
 
 from langchain_ensemble.chat.splitter import Splitter
-from langchain_ensemble.decoding.engine import Decoding
+from langchain_ensemble.decoding.engine import Decoding, Visit
 from langchain_ensemble.decoding.records import Finish, Piece, Usage
 from langchain_ensemble.decoding.task import Held, Task
 from langchain_ensemble.errors import DeadlineError
@@ -27,17 +27,17 @@ Thought = Generator[list[Piece], None, tuple[list[MemberPrompt], list[Held | Non
 class Turn:
     """One request of a chat, with the face of one decoding. ``close`` is safe from any thread."""
 
-    def __init__(self, tasks: TurnTasks, admit: Callable[[Task], Decoding]) -> None:
+    def __init__(self, tasks: TurnTasks, visit: Visit) -> None:
         """Keep the request; nothing runs before the first step.
 
         Args:
             tasks: The phases' tasks.
-            admit: Takes a task into the engine.
+            visit: Takes them into the engine as one request.
 
         Raises:
             ConfigError: ``thinking=`` asks members to think that cannot.
         """
-        self._tasks, self._admit = tasks, admit
+        self._tasks, self._visit = tasks, visit
         self._thinkers = tasks.thinkers()
         self._counts = [Count() for _ in range(tasks.answers)]
         self._texts = [""] * tasks.answers
@@ -97,6 +97,7 @@ class Turn:
         self._flow.close()
         for decoding in self._running:
             decoding.close()
+        self._visit.close()
         self._running = []
 
     def __enter__(self) -> Self:
@@ -146,7 +147,7 @@ class Turn:
         """Decode some answers together; those that open a call go on alone."""
         tasks = self._tasks
         if tasks.must_call and not tasks.fused_calls:
-            own = _first(held)
+            own = self._first(held)
             for answer in answers:  # several only where nobody thinks, and so nothing is held
                 yield from self._call(answer, prompts[0], own, opened=False)
             return
@@ -164,8 +165,7 @@ class Turn:
             self._count(decoding, task, answers)
             yield out
         for row, ids in opened.items():
-            own = _first(decoding.kept(row))
-            assert own is not None
+            (own,) = decoding.kept(row, 1)
             yield from self._call(answers[row], MemberPrompt((*own.ids, *ids)), own, opened=True)
 
     def _call(
@@ -175,8 +175,7 @@ class Turn:
         tasks = self._tasks
         left = tasks.steps_left(self._counts[answer].steps)
         if left == 0:
-            if held is not None:
-                held.session.close()
+            self._visit.free([held])
             yield [Piece(answer, "", finish=Finish("length", unfinished=True))]
             return
         splitter = tasks.call_splitter(opened=opened)
@@ -188,7 +187,7 @@ class Turn:
             yield out
 
     def _begin(self, task: Task) -> Decoding:
-        decoding = self._admit(task)
+        decoding = self._visit.admit(task)
         self._running.append(decoding)
         return decoding
 
@@ -199,13 +198,10 @@ class Turn:
             for answer, usage in zip(answers, decoding.usage(), strict=True):
                 self._counts[answer].add(usage, reused)
 
-
-def _first(held: Sequence[Held | None] | None) -> Held | None:
-    """Main's session; the others' are not needed any more."""
-    for other in (held or ())[1:]:
-        if other is not None:
-            other.session.close()
-    return held[0] if held else None
+    def _first(self, held: Sequence[Held | None] | None) -> Held | None:
+        """Main's session; the others' are not needed any more."""
+        self._visit.free((held or ())[1:])
+        return held[0] if held else None
 
 
 def _split(splitter: Splitter, piece: Piece, answer: int) -> list[Piece]:
