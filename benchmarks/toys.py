@@ -31,6 +31,8 @@ from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.fusion.base import Fusion
 from langchain_ensemble.members.base import MemberPrompt
 from langchain_ensemble.members.huggingface import HFMember
+from langchain_ensemble.members.registry import Lease
+from langchain_ensemble.members.weights import Weights
 from langchain_ensemble.params import EnsembleParams, Member, RequestParams
 from langchain_ensemble.requests import plain_task
 
@@ -139,13 +141,18 @@ def real_vocabulary(shared: Path, name: str, size: int, seed: int = 0) -> Any:
 
 
 def ensemble_of(
-    members: Mapping[str, tuple[Any, Any]], fusion: str | dict[str, Any] | Fusion, **params: Any
+    members: Mapping[str, tuple[Any, Any]],
+    fusion: str | dict[str, Any] | Fusion,
+    *,
+    forward: str | None = None,
+    **params: Any,
 ) -> Ensemble:
     """Make an ensemble of models and tokenizers that are in memory.
 
     Args:
-        members: Name to (model, tokenizer); the first is main.
+        members: Name to (model, tokenizer); the first is main. Members of one model share it.
         fusion: As in the parameters, or a fusion object.
+        forward: How all forwards run; None: the default of their device.
         params: Further parameters of the ensemble.
 
     Returns:
@@ -158,9 +165,14 @@ def ensemble_of(
         ),
         fusion=None if isinstance(fusion, (str, dict)) else fusion,
     )
+    how = {} if forward is None else {"forward": forward}
+    weights: dict[int, Weights] = {}
+    for name, (module, _) in members.items():
+        if id(module) not in weights:
+            weights[id(module)] = Weights.of(module, f"benchmark:{id(module)}", name)
     loaded = [
-        HFMember.wrap(model, tokenizer, name, f"benchmark:{name}:{id(model)}")
-        for name, (model, tokenizer) in members.items()
+        HFMember(name, Lease.private(weights[id(module)]), tokenizer, **how)
+        for name, (module, tokenizer) in members.items()
     ]
     made._built = made._build(loaded, None)
     return made
