@@ -65,9 +65,9 @@ class Block:
         q, start = max(counts), lengths[0]
         if min(counts) < q or lengths.count(start) < len(lengths):
             planes = layout(ids, lengths, q)
-            four = to_device(planes, (4, len(ids), q), device).unbind()
+            four = to_device(planes, (4, len(ids), q), device)
             visible = max([n + c for n, c in zip(lengths, counts, strict=True)])
-            return cls(*four, visible=visible, start=None)
+            return cls(four[0], four[1], four[2], four[3], visible, None)
         flat = [token for row in ids for token in row]
         if q == 1:
             flat += lengths

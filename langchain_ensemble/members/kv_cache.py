@@ -38,6 +38,26 @@ NOTHING = Block(torch.zeros(0, 0), torch.zeros(0, 0), None, None, 0, None)
 """The block of a cache that no forward has used."""
 
 
+class Layout:
+    """What a cache and its layers share about the forward that runs now.
+
+    Layers do not know their cache: without a cycle, one that nobody holds is gone at once.
+
+    Attributes:
+        block: Where its columns go.
+        capacity: Slots that the buffers have, or will have after the next update.
+        longest: Tokens in the longest row before the block.
+    """
+
+    __slots__ = ("block", "capacity", "longest")
+
+    def __init__(self) -> None:
+        """Nothing runs."""
+        self.block = NOTHING
+        self.capacity = 0
+        self.longest = 0
+
+
 class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's keys and values, written by slot."""
 
@@ -47,7 +67,7 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, cache: RaggedCache) -> None:
         """Belong to a cache, whose block says where the next keys go."""
         super().__init__()
-        self.cache = cache
+        self.layout = cache.layout
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start with no slots; the first update grows them."""
@@ -64,11 +84,10 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        cache = self.cache
-        block = cache.block
-        if self.keys.shape[2] < cache.capacity:
-            self.keys = _grow(self.keys, cache.capacity)
-            self.values = _grow(self.values, cache.capacity)
+        block, capacity = self.layout.block, self.layout.capacity
+        if self.keys.shape[2] < capacity:
+            self.keys = _grow(self.keys, capacity)
+            self.values = _grow(self.values, capacity)
         rows = key_states.shape[0]
         keys, values = self.keys, self.values
         if keys.shape[0] > rows:
@@ -84,11 +103,11 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of what a query can see."""
-        return self.cache.block.visible, 0
+        return self.layout.block.visible, 0
 
     def get_seq_length(self) -> int:
         """Tokens cached before the present block, in the longest row."""
-        return self.cache.longest
+        return self.layout.longest
 
     def get_max_length(self) -> int:
         """No limit of its own."""
@@ -114,27 +133,33 @@ class RaggedCache(Cache):  # type: ignore[misc]
     """The cache of all layers, for B rows of lengths of their own.
 
     Attributes:
-        block: Layout of the forward that runs now; set it with :meth:`open` before each forward.
-        capacity: Slots that the buffers have, or will have after the next update.
-        longest: Tokens in the longest row before the block.
+        layout: Of the forward that runs now; set it with :meth:`open` before each forward.
     """
 
     def __init__(self) -> None:
         """Start empty; layers come with the first forward."""
         super().__init__(layers=[])
-        self.block = NOTHING
-        self.capacity = 0
-        self.longest = 0
+        self.layout = Layout()
+
+    @property
+    def capacity(self) -> int:
+        """Slots that the buffers have, or will have after the next update."""
+        return self.layout.capacity
+
+    @capacity.setter
+    def capacity(self, slots: int) -> None:
+        self.layout.capacity = slots
 
     def open(
         self, ids: Sequence[Sequence[int]], lengths: Sequence[int], device: torch.device
     ) -> Block:
         """Lay out the next forward and make room for it."""
-        self.block = block = Block.plan(ids, lengths, device)
-        self.longest = max(lengths)
-        needed = self.longest + block.ids.shape[1]
-        if needed > self.capacity:
-            self.capacity = -(-(needed + needed // 4) // GRAIN) * GRAIN
+        layout = self.layout
+        layout.block = block = Block.plan(ids, lengths, device)
+        layout.longest = max(lengths)
+        needed = layout.longest + block.ids.shape[1]
+        if needed > layout.capacity:
+            layout.capacity = -(-(needed + needed // 4) // GRAIN) * GRAIN
         return block
 
     def update(
@@ -148,11 +173,11 @@ class RaggedCache(Cache):  # type: ignore[misc]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens in the longest row before the present block."""
-        return self.longest
+        return self.layout.longest
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Length and offset of what a query can see."""
-        return self.block.visible, 0
+        return self.layout.block.visible, 0
 
     def take(self, rows: Sequence[int], keep: int) -> RaggedCache:
         """Copy some rows into a new cache.

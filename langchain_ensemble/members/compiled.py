@@ -1,0 +1,63 @@
+"""Compiled forwards: Inductor joins the small operations between the matrix products.
+
+What it writes is kept on disk below the package's cache folder, so that a second process pays for
+tracing only.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType
+
+import torch
+from torch import Tensor
+
+from langchain_ensemble.store import Store
+
+_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+_lock = threading.Lock()
+"""One thread compiles at a time: the folder is told through the environment."""
+
+
+class Compiled:
+    """Compiles a function of static tensors, each shape for itself."""
+
+    def __call__(self, region: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Compile, and run once so that what follows is fast (or fails now).
+
+        One graph if the model allows it, else as many as it takes.
+        """
+        try:
+            return _compile(region, whole=True)
+        except torch._dynamo.exc.Unsupported:
+            return _compile(region, whole=False)
+
+
+def _compile(region: Callable[[], Tensor], whole: bool) -> Callable[[], Tensor]:
+    """Compile a region, and run it once."""
+
+    def run() -> Tensor:
+        return region()
+
+    # Dynamo counts recompilations a code object: every region gets one of its own.
+    own = FunctionType(run.__code__.replace(), globals(), "run", None, run.__closure__)
+    compiled: Callable[[], Tensor] = torch.compile(own, dynamic=False, fullgraph=whole)
+    with _lock, inductor_folder():
+        compiled()
+    return compiled
+
+
+@contextmanager
+def inductor_folder() -> Iterator[str]:
+    """Let Inductor keep its files below the package's cache folder, unless the user chose one."""
+    chosen = os.environ.get(_FOLDER)
+    folder = chosen or str(Store().folder / "inductor")
+    os.environ[_FOLDER] = folder
+    try:
+        yield folder
+    finally:
+        if chosen is None:
+            os.environ.pop(_FOLDER, None)
