@@ -67,6 +67,8 @@ class Actor:
 
 
 class _Session:
+    chunk = None  # what it says depends on the whole prompt, which it must be told at once
+
     def __init__(self, session: Any, actor: Actor, plans: Sequence[_Plan] = ()) -> None:
         self._session, self._actor, self._plans = session, actor, list(plans)
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessageChunk, ToolCallChunk
-from langchain_core.messages.ai import OutputTokenDetails, UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.messages.utils import message_chunk_to_message
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
@@ -182,7 +182,7 @@ class Reply:
         return AIMessageChunk(
             content="",
             response_metadata=info,
-            usage_metadata=_usage(usage),
+            usage_metadata=_usage(usage, self._main),
             chunk_position="last",
         )
 
@@ -218,12 +218,14 @@ def _thought(main: str, name: str, text: str) -> dict[str, Any]:
     return {"reasoning_content": text} if name == main else {"thoughts": {name: text}}
 
 
-def _usage(usage: Usage) -> UsageMetadata:
+def _usage(usage: Usage, main: str) -> UsageMetadata:
     told = UsageMetadata(
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
     )
+    if cached := usage.cached_tokens.get(main, 0):
+        told["input_token_details"] = InputTokenDetails(cache_read=cached)
     if usage.thought_tokens:
         told["output_token_details"] = OutputTokenDetails(reasoning=usage.thought_tokens)
     return told

@@ -24,8 +24,8 @@ class Probe(Ensemble):
     """An ensemble whose members may be wrapped before it is built, and whose rows can be read."""
 
     def __init__(self, params: EnsembleParams, wrap: Wrap | None = None) -> None:
-        """Check the settings."""
-        super().__init__(params)
+        """Check the settings; every answer is read afresh."""
+        super().__init__(params.model_copy(update={"prefix_cache_gb": 0.0}))
         self._wrap = wrap
 
     def _build(self, members: Sequence[LoadedMember], on_progress: Progress | None) -> Any:

@@ -6,7 +6,8 @@ One transactional state beside the rows: what is advanced can be marked and roll
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,15 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.decoding.boundary import BoundaryTracker
-from langchain_ensemble.decoding.handover import read_on
-from langchain_ensemble.decoding.protocols import Voice
+from langchain_ensemble.decoding.handover import put_away
+from langchain_ensemble.decoding.prefill import Prefill
+from langchain_ensemble.decoding.prefixes import Offer
 from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.stopwatch import Stopwatch
-from langchain_ensemble.decoding.task import Held
+from langchain_ensemble.decoding.task import Task
+from langchain_ensemble.errors import MemoryLimitError
 from langchain_ensemble.fusion.base import MemberDistribution
-from langchain_ensemble.members.base import MemberPrompt, MemberSession, Pending
+from langchain_ensemble.members.base import LoadedMember, MemberPrompt, MemberSession, Pending
 
 Change = tuple[int, list[int]]
 """How many ids of a row's answer stay in a voice's cache, and the ids to run after them."""
@@ -50,28 +53,27 @@ class Caches:
 
     Attributes:
         logits: [B, V_i] float32 after the last id of each row, one a voice.
+        cached: Ids of each prompt that came from the prefix cache, one a voice.
         generators: One a row, None when greedy.
     """
 
-    def __init__(
-        self,
-        voices: Sequence[Voice],
-        generators: list[torch.Generator] | None,
-        weigh_boundaries: bool,
-        held: Sequence[Held | None] | None = None,
-    ) -> None:
+    def __init__(self, task: Task, generators: list[torch.Generator] | None) -> None:
         """Start empty, or with what some voices have read before."""
-        self._voices = voices
-        self._held: list[Held | None] = list(held or [None] * len(voices))
-        self._weigh = weigh_boundaries
+        self._task = task
+        self._voices = task.voices
         self._sessions: list[MemberSession] = []
         self._trackers: list[BoundaryTracker | None] = []
+        self._prompts: list[Sequence[MemberPrompt]] = []  # [row][voice]
         self._prompt_lengths: list[list[int]] = []  # [row][voice]
         self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
-        self._watches = [Stopwatch(voice.member.device) for voice in voices]
+        self._watches = [Stopwatch(voice.member.device) for voice in task.voices]
+        self._reading: Prefill | None = Prefill(task, self._watches)
         self._pending: list[tuple[int, list[list[int]], Pending]] = []
+        self.cached = [0] * len(task.voices)
         self.logits: list[Tensor] = []
         self.generators = generators
+        if task.prefixes is not None:
+            task.prefixes.watch(self)
 
     @property
     def seconds(self) -> list[float]:
@@ -83,33 +85,53 @@ class Caches:
         """Whether the prompts were read."""
         return bool(self._sessions)
 
-    def prefill(self, prompts: Sequence[Sequence[MemberPrompt]], n: int) -> None:
-        """Read each prompt once and repeat its row ``n`` times.
-
-        Args:
-            prompts: [prompt][voice].
-            n: Answers per prompt.
-        """
-        repeat = [i for i in range(len(prompts)) for _ in range(n)]
-        self._prompt_lengths = [[len(p.ids) for p in prompts[i]] for i in repeat]
-        for place, voice in enumerate(self._voices):
-            held, self._held[place] = self._held[place], None
-            session = voice.member.session() if held is None else held.session
-            self._sessions.append(session)
-            with self._watches[place].running():
-                logits = (
-                    session.prefill([prompt[place] for prompt in prompts])
-                    if held is None
-                    else read_on(held, prompts[0][place])
-                )
-            if n > 1:
-                session.select(repeat)
-                logits = logits[repeat]
-            self.logits.append(logits)
+    def prefill(self) -> None:
+        """Read one piece of the prompts; :attr:`opened` once all is read."""
+        if self._reading is None:
+            return
+        with self._releasing():
+            self._reading.read_on()
+        if not self._reading.done:
+            return
+        readers, self._reading = self._reading.readers, None
+        self._prompts = [p for p in self._task.prompts for _ in range(self._task.request.n)]
+        self._prompt_lengths = [[len(p.ids) for p in prompt] for prompt in self._prompts]
+        for voice, reader in zip(self._voices, readers, strict=True):
+            assert reader.session is not None
+            assert reader.logits is not None
+            self._sessions.append(reader.session)
+            self.logits.append(reader.logits)
             tracker = None
-            if self._weigh and voice.sorted_keys is not None:
-                tracker = BoundaryTracker(voice.sorted_keys, len(repeat))
+            if self._task.weigh_boundaries and voice.sorted_keys is not None:
+                tracker = BoundaryTracker(voice.sorted_keys, len(self._prompts))
             self._trackers.append(tracker)
+        self.cached = [reader.cached for reader in readers]
+
+    def offers(self, member: LoadedMember, salt: str | None) -> Iterator[Offer]:
+        """What a member has read of the prompts, for others to copy."""
+        if salt != self._task.request.cache_salt:
+            return
+        for place, voice in enumerate(self._voices):
+            if voice.member is not member:
+                continue
+            if self._reading is not None:
+                known = self._reading.readers[place].known()
+                yield from () if known is None else (known,)
+            elif self._sessions:
+                for row, prompt in enumerate(self._prompts):
+                    ids = prompt[place].ids
+                    yield Offer(self._sessions[place], row, ids, len(ids))
+
+    @contextmanager
+    def _releasing(self) -> Iterator[None]:
+        """Where memory runs out, give up what was kept for later requests."""
+        try:
+            yield
+        except (MemoryLimitError, torch.OutOfMemoryError):
+            self.close(keep=False)
+            if self._task.prefixes is not None:
+                self._task.prefixes.clear()
+            raise
 
     def boundaries(
         self, rows: Sequence[Row], distributions: Sequence[MemberDistribution], at: Sequence[int]
@@ -138,7 +160,7 @@ class Caches:
                 )
             ]
             self._truncate(place, kept)
-            with self._watches[place].running():
+            with self._releasing(), self._watches[place].running():
                 if any(fresh):
                     self._pending.append((place, fresh, session.submit(fresh)))
 
@@ -159,14 +181,14 @@ class Caches:
             for n, prompt, old in zip(kept, self._prompt_lengths, session.lengths, strict=True)
         ]
         self._truncate(place, lengths)
-        with self._watches[place].running():
+        with self._releasing(), self._watches[place].running():
             self._pending.append((place, fresh, session.submit(fresh, keep)))
 
     def take(self, place: int) -> Tensor:
         """Logits of the forward that was started, [B, keep, V_i], right-aligned."""
         ((_, _, work),) = self._pending
         self._pending = []
-        with self._watches[place].running():
+        with self._releasing(), self._watches[place].running():
             return self._sessions[place].collect(work)
 
     def prompt_length(self, b: int, place: int) -> int:
@@ -183,7 +205,7 @@ class Caches:
         """Take the logits of what was submitted."""
         pending, self._pending = self._pending, []
         for place, fresh, work in pending:
-            with self._watches[place].running():
+            with self._releasing(), self._watches[place].running():
                 logits = self._sessions[place].collect(work)[:, -1]
             if not all(fresh):  # a row without new ids keeps its last logits
                 moved = torch.tensor([bool(new) for new in fresh], device=logits.device)
@@ -232,11 +254,13 @@ class Caches:
     def select(self, rows: Sequence[int]) -> None:
         """Keep some rows; finished rows occupy nothing. Marks of the old rows are void."""
         self._marks.clear()
+        self._prompts = [self._prompts[r] for r in rows]
         self._prompt_lengths = [self._prompt_lengths[r] for r in rows]
         if self.generators is not None:
             self.generators = [self.generators[r] for r in rows]
         for place, session in enumerate(self._sessions):
-            session.select(rows)
+            with self._releasing():
+                session.select(rows)
             self.logits[place] = self.logits[place][list(rows)]
             tracker = self._trackers[place]
             if tracker is not None:
@@ -281,10 +305,23 @@ class Caches:
         for generator, state in zip(self.generators or (), mark.generators, strict=True):
             generator.set_state(state)
 
-    def close(self) -> None:
-        """Free the caches, those too that were handed in."""
-        for session in (*self._sessions, *(held.session for held in self._held if held)):
-            session.close()
-        self._held = [None] * len(self._voices)
-        self._sessions, self._trackers, self.logits = [], [], []
+    def close(self, keep: bool = True) -> None:
+        """Put the caches away, those too that were handed in.
+
+        Args:
+            keep: Whether later requests may have what was read of the first prompt.
+        """
+        sessions, reading = self._sessions, self._reading
+        self._sessions, self._trackers, self.logits, self._reading = [], [], [], None
         self._pending = []
+        for place, session in enumerate(sessions):
+            if keep:  # the answer may be half taken in, the prompt is whole
+                put_away(self._task, place, session, self._prompts[0][place].ids)
+            else:
+                session.close()
+        for place, reader in enumerate(reading.readers if reading is not None else ()):
+            known = reader.known()
+            if keep and known is not None:
+                put_away(self._task, place, known.session, known.prompt[: known.read])
+            elif reader.session is not None:
+                reader.session.close()

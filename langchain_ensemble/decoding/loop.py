@@ -53,8 +53,8 @@ class Loop:
         device = task.voices[0].member.device
         seeds = (request.seed, len(self.rows), n, device)
         generators = generators_for(*seeds) if request.temperature > 0 else None
-        self._caches = Caches(task.voices, generators, task.weigh_boundaries, task.held)
-        self._kept = Kept()
+        self._caches = Caches(task, generators)
+        self._kept = Kept(task)
         self._remarks = Remarks(task)
         self._read = [[len(p.ids) for p in prompt] for prompt in self._prompts]
         self._ahead = Speculation(task, self._caches)
@@ -113,7 +113,7 @@ class Loop:
         """
         self._check_deadline()
         self._remarks.prompts()
-        self._caches.prefill(self._task.prompts, self._task.request.n)
+        self._caches.prefill()
 
     def ask(self) -> Question | None:
         """Say which rows want a key, and what they stand on.
@@ -163,11 +163,12 @@ class Loop:
         if not self.done:
             self._ahead.collect()
 
-    def kept(self, row: int) -> list[Held]:
+    def kept(self, row: int, voices: int | None = None) -> list[Held]:
         """Give away the sessions of a finished row (``keep=True``), one a voice.
 
         Args:
             row: Row number.
+            voices: How many, main's first; None: all.
 
         Returns:
             What each voice has read; it belongs to the caller, or to the task it is handed to.
@@ -175,7 +176,7 @@ class Loop:
         Raises:
             ConfigError: Nothing is kept of that row.
         """
-        return self._kept.take(row)
+        return self._kept.take(row, voices)
 
     def close(self) -> None:
         """Free the caches, kept ones too; the loop cannot go on afterwards."""
@@ -263,17 +264,10 @@ class Loop:
             read[place] += len(new)
 
     def _keep(self, b: int, row: Row, plan: list[Change]) -> None:
-        """Put a finished row's sessions aside for a next phase, if there will be one."""
-        if not self._task.keep:
-            return
-        kept = self._ahead.cached(b, [count for count, _ in plan])
-        prompt = self._prompts[row.number]
-        ids = [
-            (*own.ids, *track.ids[:count])
-            for own, track, count in zip(prompt, row.tracks, kept, strict=True)
-        ]
-        sessions = self._caches.hand_over(b, kept)
-        self._kept.put(row.number, [Held(s, i) for s, i in zip(sessions, ids, strict=True)])
+        """Put a finished row's sessions aside for a next phase, or for later requests."""
+        if self._kept.wants(row.number):
+            counts = self._ahead.cached(b, [count for count, _ in plan])
+            self._kept.put(row, counts, lambda: self._caches.hand_over(b, counts))
 
     def _ids(self, row: Row, token: int | None, key: int | None) -> list[Change]:
         """(kept, new ids) of every voice for the row's longer answer.
@@ -344,6 +338,7 @@ class Loop:
                 fused_steps=sum(record.fused for record in row.records),
                 member_tokens=dict(zip(names, self._read[row.number], strict=True)),
                 member_seconds=seconds,
+                cached_tokens=dict(zip(names, self._caches.cached, strict=True)),
             )
             for row in self.rows
         ]

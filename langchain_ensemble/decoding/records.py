@@ -103,9 +103,12 @@ class Usage:
         steps: Decode steps.
         fused_steps: Decode steps in which more than one member had a say.
         member_tokens: Ids that each member read, prompt and answer, re-runs included. By name.
+            The same whatever other requests have read: ``cached_tokens`` are counted.
         thought_tokens: Those of ``completion_tokens`` that are main's thinking.
         member_seconds: How long each member's forwards took; those of all rows of a request, which
             run together. By name. Two usages are equal whatever it is.
+        cached_tokens: Ids of the prompt that each member did not run, because another request had.
+            By name. Two usages are equal whatever it is.
     """
 
     prompt_tokens: int
@@ -115,6 +118,7 @@ class Usage:
     member_tokens: dict[str, int] = field(default_factory=dict)
     thought_tokens: int = 0
     member_seconds: dict[str, float] = field(default_factory=dict, compare=False)
+    cached_tokens: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from langchain_ensemble.constraints.grammar import CompiledGrammar
+from langchain_ensemble.decoding.prefixes import PrefixCache
 from langchain_ensemble.decoding.protocols import Sampling, Voice, Warn
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 from langchain_ensemble.errors import ConfigError
@@ -87,6 +88,8 @@ class Task:
             One answer to one prompt only. The loop owns these sessions from now on.
         spelled: Main's control ids whose bytes are text here; one voice only.
         keep: Whether the sessions of finished rows are kept for a next phase.
+        prefixes: What earlier requests have read, and where what this one has read goes; None:
+            nothing is reused.
     """
 
     voices: tuple[Voice, ...]
@@ -105,6 +108,7 @@ class Task:
     held: Sequence[Held | None] | None = None
     spelled: Mapping[int, bytes] = field(default_factory=dict)
     keep: bool = False
+    prefixes: PrefixCache | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""

@@ -47,6 +47,9 @@ class MemberSession(Protocol):
     """
 
     lengths: list[int]  # tokens in the cache, one a row
+    chunk: int | None
+    """Columns of one forward at most; any of its beginnings can be copied and gone on with. None:
+    the state cannot be rolled back, a prompt is read at once (``compact`` is never called)."""
 
     def prefill(self, prompts: Sequence[MemberPrompt]) -> Tensor:
         """Read the prompts into empty rows; returns the logits after the last id, [B, V_i]."""
@@ -80,8 +83,20 @@ class MemberSession(Protocol):
     def select(self, rows: Sequence[int]) -> None:
         """Keep, drop, reorder or repeat rows."""
 
-    def fork(self, rows: Sequence[int]) -> MemberSession:
-        """A second session over copies of some rows; this one stays as it is."""
+    def fork(self, rows: Sequence[int], upto: int | None = None) -> MemberSession:
+        """A second session over copies of some rows; this one stays as it is.
+
+        Args:
+            rows: Row numbers, with repeats.
+            upto: How many ids of each row at most; only where ``chunk`` is given.
+        """
+
+    def compact(self, row: int, length: int) -> MemberSession:
+        """The beginning of one row in a cache of its own; this session is used up."""
+
+    @property
+    def nbytes(self) -> int:
+        """What the cache occupies."""
 
     def close(self) -> None:
         """Free the cache."""
@@ -103,6 +118,8 @@ class LoadedMember(Protocol):
     """Ids that end a turn by tokenizer and generation config (roles are added by ``vocab``)."""
     weights_hash: str
     """Identity of the weights by content: Hub commit, or the hash of the files."""
+    kv_bytes: int
+    """Bytes that a token takes in the KV cache; 0 where there is none."""
 
     def prompt(self, text: str) -> MemberPrompt:
         """Tokenise a raw prompt as Hugging Face does (control tokens included).

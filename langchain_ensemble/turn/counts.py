@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from langchain_ensemble.decoding.handover import shared_length
+from langchain_ensemble.decoding.prefixes import shared_length
 from langchain_ensemble.decoding.records import Usage
 from langchain_ensemble.decoding.task import Task
 
@@ -26,6 +26,7 @@ class Count:
     _fused: int = 0
     _members: dict[str, int] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
+    _cached: dict[str, int] = field(default_factory=dict)
 
     def add(self, usage: Usage, reused: Mapping[str, int]) -> None:
         """Add a phase that wrote a part of the answer.
@@ -58,6 +59,8 @@ class Count:
     def _read(self, usage: Usage, reused: Mapping[str, int]) -> None:
         for name, count in usage.member_tokens.items():
             self._members[name] = self._members.get(name, 0) + count - reused.get(name, 0)
+        for name, count in usage.cached_tokens.items():  # later phases begin with this one's ids
+            self._cached.setdefault(name, count)
         for name, seconds in usage.member_seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
@@ -72,6 +75,7 @@ class Count:
             member_tokens=dict(self._members),
             thought_tokens=self._thought,
             member_seconds=dict(self._seconds),
+            cached_tokens=dict(self._cached),
         )
 
 

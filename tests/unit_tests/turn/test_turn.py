@@ -56,6 +56,8 @@ class Forced:
 
 
 class _Session:
+    chunk = None  # its script begins with its first forward: nothing may be taken over
+
     def __init__(self, session: Any, script: dict[int, int], owner: Forced, step: int = -1) -> None:
         self._session, self._script, self._owner, self._step = session, script, owner, step
         self.prefilled: list[int] = []
