@@ -69,17 +69,27 @@ class Rows(Protocol):
         """
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """Rows of ``ids`` [...], as [..., A] float32."""
+        """Rows of ``ids`` [...], as [..., A] float32; valid until the next call."""
 
 
 class StoredRows:
     """Rows of a table that is kept (and memory-mapped where it came from the disk cache)."""
 
-    def __init__(self, table: Tensor, mean: Tensor, device: torch.device) -> None:
-        """Keep the table where it is; only rows travel to ``device``."""
+    def __init__(
+        self, table: Tensor, mean: Tensor, device: torch.device, *, least: int = 1
+    ) -> None:
+        """Keep the table where it is; only rows travel to ``device``.
+
+        Args:
+            table: [V, A].
+            mean: [A] the mean row.
+            device: Where rows are read.
+            least: Rows that one position may read.
+        """
         self.table = table
         self.mean = mean.float().to(device)
         self._device = device
+        self._copies = _Copies(least)
 
     @property
     def room(self) -> int:
@@ -101,7 +111,7 @@ class StoredRows:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Look the rows up; ids past the embeddings (never probable) give the last row."""
-        return _take(self.table, self._inside(ids)).to(self._device).float()
+        return self._copies(self.table, self._inside(ids)).to(self._device).float()
 
     def _inside(self, ids: Tensor) -> Tensor:
         return ids.clamp_max(len(self.table) - 1).to(self.table.device)
@@ -133,7 +143,7 @@ class HotRows:
             device: Where rows are read.
             budget: Bytes for everything that is stored here. Normalised anchor embeddings are kept
                 where they take at most half of it; otherwise they are made block by block.
-            least: Rows that must fit, whatever the budget.
+            least: Rows that one position may read, which must fit whatever the budget.
         """
         self._embeddings = embeddings
         self._anchor_ids = anchor_ids.to(embeddings.device)
@@ -141,16 +151,20 @@ class HotRows:
         self.mean = mean.float().to(device)
         width, anchors = len(embeddings), len(anchor_ids)
         self._kept: Tensor | None = None
+        self._copies = _Copies(least)
         spent = 8 * (width + 1 + anchors) + 4 * anchors
+        if device.type == "cpu":
+            spent += 4 * anchors * least  # what the copies take
         if 8 * anchors * embeddings.shape[-1] <= budget:
             self._kept = unit_rows(embeddings[self._anchor_ids].to(device))
             spent += 4 * self._kept.numel()
         slots = min(width, max(least, (budget - spent) // (4 * anchors + 16) - 1))
-        self._buffer = torch.empty(slots + 1, anchors, device=device)  # pages come as it fills
+        with torch.inference_mode(mode=False):  # they are written in any mode
+            self._buffer = torch.empty(slots + 1, anchors, device=device)  # pages come as it fills
+            self._place = torch.zeros(width + 1, dtype=torch.int64, device=device)  # id -> slot
+            self._owner = torch.full((slots + 1,), width, device=device)  # slot -> id; or no id
+            self._used = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self._buffer[0] = self.mean
-        self._place = torch.zeros(width + 1, dtype=torch.int64, device=device)  # id -> slot
-        self._owner = torch.full((slots + 1,), width, device=device)  # slot -> id; width: empty
-        self._used = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self._used[0] = torch.iinfo(torch.int64).max  # never goes
         self._clock = 0
 
@@ -164,7 +178,7 @@ class HotRows:
         """Bytes of everything that is kept (the embeddings are the model's own)."""
         parts = [self._buffer, self._place, self._owner, self._used, self._anchor_ids, self.mean]
         parts += [] if self._kept is None else [self._kept]
-        return sum(part.numel() * part.element_size() for part in parts)
+        return self._copies.bytes + sum(part.numel() * part.element_size() for part in parts)
 
     def request(self, ids: Tensor, read: Tensor) -> Request:
         """Mark the rows on the device; nothing is read on the host."""
@@ -206,7 +220,7 @@ class HotRows:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Copies of the rows; ids past the embeddings (never probable) give the last row."""
-        return _take(self._buffer, self._slots(ids))
+        return self._copies(self._buffer, self._slots(ids))
 
     def _slots(self, ids: Tensor) -> Tensor:
         return self._place[ids.clamp_max(len(self._embeddings) - 1)]
@@ -237,9 +251,36 @@ def _places(mask: Tensor, count: int) -> Tensor:
     return order.new_empty(count + 1).scatter_(0, rank, order)[:count]
 
 
-def _take(table: Tensor, places: Tensor) -> Tensor:
-    """Rows [..., A]; one index tensor's ``index_select`` is far faster than advanced indexing."""
-    return table.index_select(0, places.reshape(-1)).reshape(*places.shape, table.shape[-1])
+class _Copies:
+    """Rows copied out of a table, on a CPU into memory that stays.
+
+    A CPU's allocator gives megabytes back after every step, and fetching them anew costs as much as
+    a search. On other devices the allocator keeps them.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Keep memory for ``most`` rows at most."""
+        self._most = most
+        self._memory: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What is kept."""
+        return 0 if self._memory is None else self._memory.numel() * self._memory.element_size()
+
+    def __call__(self, table: Tensor, places: Tensor) -> Tensor:
+        """Rows [..., A], valid until the next call."""
+        flat = places.reshape(-1)  # of one index tensor: far faster than advanced indexing
+        if table.device.type != "cpu" or len(flat) > self._most:
+            rows = table.index_select(0, flat)
+        else:
+            memory = self._memory
+            if memory is None or len(memory) < len(flat):
+                with torch.inference_mode(mode=False):
+                    memory = table.new_empty(min(self._most, 2 * len(flat)), table.shape[-1])
+                self._memory = memory
+            rows = torch.index_select(table, 0, flat, out=memory[: len(flat)])
+        return rows.reshape(*places.shape, table.shape[-1])
 
 
 def _weigh(table: Tensor, places: Tensor, weights: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def member_rows(
             {**key, "kind": "relative", "precision": precision, "tokens": _hash(token_ids)},
             table,
         )
-        return StoredRows(found["relative"].to(device), found["mean"], device)
+        return StoredRows(found["relative"].to(device), found["mean"], device, least=least)
 
     def mean() -> dict[str, Tensor]:
         return {"mean": mean_row(embeddings, anchor_ids, token_ids, report)}
