@@ -176,11 +176,11 @@ class Row:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the bar is held; None without a bar or a figure."""
-        if self.bar is None:
-            return None
+        """Whether the bar is held; None without a bar, False without a figure."""
         if isinstance(self.measured, str):
             return False
+        if self.bar is None:
+            return None
         return self.measured >= self.bar if self.least else self.measured <= self.bar
 
     def plain(self) -> dict[str, Any]:

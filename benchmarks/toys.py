@@ -165,7 +165,7 @@ def ensemble_of(
         ),
         fusion=None if isinstance(fusion, (str, dict)) else fusion,
     )
-    how = {} if forward is None else {"forward": forward}
+    how = {} if forward in (None, "eager") else {"forward": forward}
     weights: dict[int, Weights] = {}
     for name, (module, _) in members.items():
         if id(module) not in weights:

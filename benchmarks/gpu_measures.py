@@ -1,0 +1,378 @@
+"""What ``gpu.py`` measures: one function a group of rows, each with its bar.
+
+Every function takes a :class:`Stage` and gives rows; a bar that is a time holds for one H200-class
+GPU and is left out elsewhere, a bar that is a ratio too where the sizes are not real.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from common import Row, clock_of, peak_gib
+from gpu_pairs import Ring, make, opened_on, script, scripted
+from toys import ensemble_of
+from transformers import DynamicCache
+
+from langchain_ensemble.decoding.engine import Decoding
+from langchain_ensemble.ensemble import Ensemble
+
+ACCEPTANCE = 0.7
+FUSIONS = ("unite", "gac", "average", "deepen")
+
+
+@dataclass
+class Stage:
+    """One pair on one device, and what was measured on it.
+
+    Attributes:
+        names: Main, then the other.
+        device: Where.
+        small: Tiny models: the code is run, no figure is judged.
+        context: Tokens of a prompt.
+        steps: Tokens of a timing.
+        batches: Rows of the batched measures.
+        growth: Contexts of the growth measure.
+        seen: Figures that later measures need.
+    """
+
+    names: tuple[str, str]
+    device: str
+    small: bool
+    context: int = 1024
+    steps: int = 48
+    batches: tuple[int, ...] = (8, 64)
+    growth: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    seen: dict[str, float] = field(default_factory=dict)
+    _members: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    _made: dict[tuple[str, str | None], tuple[Ensemble, Ring]] = field(default_factory=dict)
+
+    @property
+    def on(self) -> str:
+        """What rows say they were measured on."""
+        return f"{' + '.join(self.names)}, {self.context}"
+
+    def bar(self, value: float) -> float | None:
+        """A bar that holds for real sizes on a GPU."""
+        return None if self.small else value
+
+    @property
+    def members(self) -> dict[str, tuple[Any, Any]]:
+        """The pair's models and tokenizers, made at first use."""
+        if not self._members:
+            self._members = {
+                name: make(name, self.device, small=self.small, seed=place)
+                for place, name in enumerate(self.names)
+            }
+        return self._members
+
+    def ensemble(
+        self, fusion: str = "unite", forward: str | None = "eager"
+    ) -> tuple[Ensemble, Ring]:
+        """The pair under a fusion, made at first use."""
+        key = (fusion, forward)
+        if key not in self._made:
+            how = {"prefix_cache_gb": 0, "forward": forward}
+            self._made[key] = scripted(self.members, fusion, ACCEPTANCE, **how)
+        return self._made[key]
+
+    @property
+    def fast(self) -> str | None:
+        """How the fastest forwards without a compiler run here."""
+        return "eager" if self.device == "cpu" else "graphs"
+
+    def close(self) -> None:
+        """Free everything."""
+        self._made.clear()
+        self._members.clear()
+        free()
+
+
+def free() -> None:
+    """Give unused device memory back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def kept(decoding: Decoding) -> float:
+    """Tokens decoded so far, a row."""
+    rows = decoding.rows
+    return sum(len(row.records) for row in rows) / len(rows)
+
+
+def advance(decoding: Decoding, tokens: float) -> None:
+    """Decode until every row has about so many tokens."""
+    while kept(decoding) < tokens and not decoding.done:
+        decoding.step()
+
+
+def token_ms(
+    made: tuple[Ensemble, Ring], stage: Stage, rows: int = 1, context: int = 0, **request: Any
+) -> float:
+    """Milliseconds of a token, a row: the loop alone, prompts read before."""
+    ensemble, ring = made
+    clock = clock_of(stage.device)
+    warm = 12
+    request = {"speculation": "off", "max_tokens": 4 * stage.steps, **request}
+    with opened_on(ensemble, ring, context or stage.context, rows, **request) as decoding:
+        advance(decoding, warm)
+        before, start = kept(decoding), clock()
+        advance(decoding, warm + stage.steps)
+        return (clock() - start) * 1e3 / (kept(decoding) - before)
+
+
+def bare_ms(module: Any, stage: Stage) -> float:
+    """Milliseconds of one cached forward of transformers' own."""
+    clock = clock_of(stage.device)
+    cache = DynamicCache(config=module.config)
+    ids = torch.full((1, stage.context), 300, device=stage.device)
+    with torch.inference_mode():
+        module(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        for number in range(8 + stage.steps):
+            if number == 8:
+                start = clock()
+            module(input_ids=ids[:, :1], past_key_values=cache, logits_to_keep=1)
+        return (clock() - start) * 1e3 / stage.steps
+
+
+def eager(stage: Stage) -> list[Row]:
+    """Bare forwards of both members, and our step over the same."""
+    bare = [bare_ms(module, stage) for module, _ in stage.members.values()]
+    ours = token_ms(stage.ensemble(), stage)
+    stage.seen["bare"] = sum(bare)
+    return [
+        *(
+            Row("bare eager forward", f"{name}, {stage.context}", ms, unit="ms")
+            for name, ms in zip(stage.names, bare, strict=True)
+        ),
+        Row("eager step", stage.on, ours, unit="ms"),
+        Row("eager step / bare forwards", stage.on, ours / sum(bare), stage.bar(1.15), "x"),
+    ]
+
+
+def graphs(stage: Stage) -> list[Row]:
+    """A plain step with captured forwards."""
+    ms = token_ms(stage.ensemble(forward=stage.fast), stage)
+    stage.seen["plain"] = ms
+    bar = stage.bar(13.7) if stage.names[0].startswith("Llama-3") else None
+    return [Row("step with graphs", stage.on, ms, bar, "ms")]
+
+
+def speculation(stage: Stage) -> list[Row]:
+    """A token with drafts, accepted as scripted."""
+    made = stage.ensemble(forward=stage.fast)
+    ms = token_ms(made, stage, speculation="on")
+    bar = stage.bar(6.2) if stage.names[0].startswith("Llama-3") else None
+    plain = stage.seen.get("plain") or token_ms(made, stage)
+    return [
+        Row(f"token with drafts at {ACCEPTANCE}, graphs", stage.on, ms, bar, "ms"),
+        Row(f"token with drafts at {ACCEPTANCE} / plain, graphs", stage.on, ms / plain, unit="x"),
+    ]
+
+
+def compiled(stage: Stage) -> list[Row]:
+    """A plain step and one with drafts, with compiled forwards; the compiler's time beside them."""
+    start = time.perf_counter()
+    made = stage.ensemble(forward="compiled")
+    token_ms(made, stage)
+    took = time.perf_counter() - start
+    plain = token_ms(made, stage)
+    drafts = token_ms(made, stage, speculation="on")
+    return [
+        Row("compiling, once", stage.on, took, unit="s"),
+        Row("step with compiled forwards", stage.on, plain, stage.bar(9.2), "ms"),
+        Row(f"token with drafts at {ACCEPTANCE}, compiled", stage.on, drafts, stage.bar(6.2), "ms"),
+    ]
+
+
+def batch(stage: Stage) -> list[Row]:
+    """Tokens per second of many rows over those of one."""
+    made = stage.ensemble(forward=stage.fast)
+    one = stage.seen.get("plain") or token_ms(made, stage)
+    bars = {8: 6.5, 64: 30.0}
+    rows = []
+    for count in stage.batches:
+        ms = token_ms(made, stage, rows=count)
+        stage.seen[f"batch {count}"] = ms
+        speed = count * one / ms
+        bar = stage.bar(bars.get(count, 0)) or None
+        more = {"ms": ms, "tokens per second": count / ms * 1e3}
+        name = f"tokens per second, batch {count} / 1"
+        rows.append(Row(name, stage.on, speed, bar, "x", least=True, more=more))
+    return rows
+
+
+class Spy:
+    """A fuser that remembers what it was last asked."""
+
+    def __init__(self, fuser: Any) -> None:
+        """Stand before a fuser."""
+        self.fuser = fuser
+        self.again: Callable[[], Any] | None = None
+        if hasattr(fuser, "best"):
+            self.best = lambda *given: self._ask(fuser.best, given)
+
+    def __call__(self, *given: Any) -> Any:
+        """Fuse, and remember."""
+        return self._ask(self.fuser, given)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the fuser has."""
+        return getattr(self.fuser, name)
+
+    def _ask(self, what: Callable[..., Any], given: Any) -> Any:
+        self.again = lambda: what(*given)
+        return what(*given)
+
+
+def share(stage: Stage) -> list[Row]:
+    """What part of a step each fusion is."""
+    from dataclasses import replace
+
+    clock = clock_of(stage.device)
+    rows = []
+    for fusion in FUSIONS:
+        ensemble, ring = stage.ensemble(fusion, stage.fast)
+        built = ensemble._ready()
+        spy = Spy(built.fuser)
+        for count, bar in ((1, 0.05), (stage.batches[-1], 0.10)):
+            step = token_ms((ensemble, ring), stage, rows=count)
+            ensemble._built = replace(built, fuser=spy)
+            token_ms((ensemble, ring), stage, rows=count)
+            ensemble._built = built
+            if spy.again is None:
+                raise RuntimeError(f"fusion={fusion!r} was not asked")
+            with torch.inference_mode():
+                for number in range(24):
+                    if number == 4:
+                        start = clock()
+                    spy.again()
+                took = (clock() - start) * 1e3 / 20
+            name = f"share of fusion={fusion!r} in a step"
+            more = {"fusion ms": took, "step ms": step}
+            on = f"{stage.on}, batch {count}"
+            rows.append(Row(name, on, took / step, stage.bar(bar), more=more))
+        if fusion != "unite":
+            stage._made.pop((fusion, stage.fast))
+            free()
+    return rows
+
+
+def twins(stage: Stage) -> list[Row]:
+    """Two equal members over main alone, in time; two views of one model, in time and memory."""
+    name = stage.names[0]
+    main, tokenizer = stage.members[name]
+    twin, _ = make(name, stage.device, small=stage.small, seed=7)
+    how = {"prefix_cache_gb": 0, "forward": stage.fast}
+    _, whole = scripted({"a": (main, tokenizer), "b": (twin, tokenizer)}, "unite")
+    one = Ring(whole.ids[:1])
+    script([main], one, 1.0)
+    alone = token_ms((ensemble_of({"a": (main, tokenizer)}, "unite", **how), one), stage)
+    views = ensemble_of({"a": (main, tokenizer), "b": (main, tokenizer)}, "unite", **how)
+    both = token_ms((views, whole), stage)
+    memory = held_gib([main, main]) / held_gib([main])
+    script([main, twin], whole, ACCEPTANCE)
+    pair = ensemble_of({"a": (main, tokenizer), "b": (twin, tokenizer)}, "unite", **how)
+    plain = token_ms((pair, whole), stage)
+    drafts = token_ms((pair, whole), stage, speculation="on")
+    script(list(stage.members[n][0] for n in stage.names), stage.ensemble()[1], ACCEPTANCE)
+    on = f"2 x {name}, {stage.context}"
+    return [
+        Row("main alone", f"{name}, {stage.context}", alone, unit="ms"),
+        Row("two equal members / main alone, plain", on, plain / alone, stage.bar(2.1), "x"),
+        Row(f"the same, drafts at {ACCEPTANCE}", on, drafts / alone, stage.bar(1.45), "x"),
+        Row("two views of one model / main alone, time", on, both / alone, stage.bar(1.15), "x"),
+        Row("two views of one model / main alone, weights", on, memory, 1.1, "x"),
+    ]
+
+
+def held_gib(modules: list[Any]) -> float:
+    """Weights of some modules, each tensor counted once."""
+    storages = {
+        p.untyped_storage().data_ptr(): p.untyped_storage() for m in modules for p in m.parameters()
+    }
+    return sum(s.nbytes() for s in storages.values()) / 2**30
+
+
+def growth(stage: Stage) -> list[Row]:
+    """A step at longer and longer contexts."""
+    made = stage.ensemble(forward=stage.fast)
+    times = {n: token_ms(made, stage, context=n) for n in stage.growth}
+    first = next(iter(times.values()))
+    on = " + ".join(stage.names)
+    return [
+        Row("step", f"{on}, context {n}", ms, unit="ms", more={"over the first": ms / first})
+        for n, ms in times.items()
+    ]
+
+
+def prefill(stage: Stage) -> list[Row]:
+    """Reading a prompt and choosing a token, over one bare forward of each member."""
+    ensemble, ring = stage.ensemble(forward=stage.fast)
+    clock, tokens = clock_of(stage.device), stage.growth[-1] // 2
+
+    def ours() -> float:
+        with opened_on(ensemble, ring, tokens, 1, max_tokens=1) as decoding:
+            start = clock()
+            advance(decoding, 1)
+            return (clock() - start) * 1e3
+
+    def bare() -> float:
+        start = clock()
+        for module, _ in stage.members.values():
+            ids = torch.full((1, tokens), 300, device=stage.device)
+            with torch.inference_mode():
+                module(input_ids=ids, logits_to_keep=1)
+        return (clock() - start) * 1e3
+
+    times = [(ours(), bare()) for _ in range(3)][1:]
+    ratio = min(a / b for a, b in times)
+    more = {"tokens per second": tokens / min(a for a, _ in times) * 1e3}
+    return [
+        Row("prefill / bare forwards", f"{stage.on}, {tokens} tokens", ratio, unit="x", more=more)
+    ]
+
+
+def prefix(stage: Stage) -> list[Row]:
+    """The first token where all but the end of a prompt was read by an earlier call."""
+    members = stage.members
+    ensemble = ensemble_of(members, "unite", forward=stage.fast, prefix_cache_gb=8.0)
+    tokenizer, ring = next(iter(members.values()))[1], stage.ensemble()[1]
+    clock = clock_of(stage.device)
+    long, short = stage.growth[-1], min(200, stage.growth[-1] // 4)
+    text = tokenizer.decode(ring.prompt(0, 0, long).ids)
+    tails = [tokenizer.decode(ring.prompt(0, 30 * n, short).ids) for n in range(1, 5)]
+    from langchain_ensemble.params import RequestParams
+
+    def first(prompt: str) -> float:
+        start = clock()
+        ensemble.generate([prompt], RequestParams(max_tokens=1, speculation="off"))
+        return (clock() - start) * 1e3
+
+    cold = first(text)
+    kept_ms = [first(text + tail) for tail in tails][-1]
+    suffix = min(first(tail) for tail in (*tails, *tails))
+    bar = suffix + 2 * stage.seen.get("plain", math.nan)
+    ratio = kept_ms / (bar if bar == bar else suffix)
+    on = f"{' + '.join(stage.names)}, {long} + {short} tokens"
+    more = {"cold ms": cold, "kept ms": kept_ms, "suffix ms": suffix}
+    name = "first token with a kept prefix / (suffix + 2 steps)"
+    return [Row(name, on, ratio, stage.bar(1.3), "x", more=more)]
+
+
+def memory(stage: Stage) -> list[Row]:
+    """The most that was held so far on this pair."""
+    cuda = stage.device != "cpu"
+    most = torch.cuda.max_memory_allocated() / 2**30 if cuda else peak_gib()
+    weights = held_gib([module for module, _ in stage.members.values()])
+    where = "device" if cuda else "process"
+    return [
+        Row("weights", " + ".join(stage.names), weights, unit="GiB"),
+        Row(f"peak of the {where} so far", stage.on, most, unit="GiB"),
+    ]
