@@ -10,12 +10,18 @@ over the last boundaries ``b`` the member visited; ``W_b`` is the probability of
 The keys that start with given bytes stand side by side in byte order, so each inner sum is a slice
 of a row the member already has; no forward is added. Sums are taken of logarithms: what main chose
 may be as good as impossible for the member. c_i = 1 where tokenizers are equal (no tracker).
+
+A row is kept in byte order with the sums of its blocks and of blocks of blocks, so that any slice
+is at most :data:`PARTS` pieces of at most cube root of K numbers. All rows and boundaries are read
+at once, in slots whose number never changes; the host sends their places in one small tensor.
 """
 
 from __future__ import annotations
 
+import weakref
+from array import array
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,9 +31,84 @@ from langchain_ensemble.fusion.base import MemberDistribution
 
 BOUNDARIES = 8
 
+SLOTS = BOUNDARIES + 1
+"""Slots of a row; the last is written by rows that have no new boundary, and never read."""
 
-Span = tuple[int, int, int, int]
-"""A visited boundary's slot, the range of keys that start with the bytes since, the exact key."""
+LEVELS = 3
+"""A row itself, sums of its blocks, sums of blocks of those."""
+
+PARTS = 2 * LEVELS - 1
+"""Pieces of a slice at most: a beginning and an end on each level, one on the last."""
+
+Visited = tuple[int, int]
+"""Where in the answer a boundary is, and its slot."""
+
+
+class Layout:
+    """Where a row's numbers are: every level in blocks of ``base``, then one that is never set."""
+
+    def __init__(self, size: int) -> None:
+        """Choose the smallest base that holds a row.
+
+        Args:
+            size: K, keys of a row.
+        """
+        base = max(2, round(size ** (1 / LEVELS)))
+        while base**LEVELS < size:
+            base += 1
+        self.base = base
+        self.offsets: list[int] = []
+        self.sizes: list[int] = []
+        at = 0
+        for _ in range(LEVELS):
+            self.offsets.append(at)
+            self.sizes.append(size)
+            size = -(-size // base)
+            at += size * base
+        self.nothing = at
+        self.width = at + 1
+
+    def parts(self, low: int, high: int) -> list[int]:
+        """Starts and ends, one after the other, of the pieces that make up ``[low, high)``."""
+        found: list[int] = []
+        base = self.base
+        for offset in self.offsets:
+            if high - low <= base:
+                return [*found, offset + low, offset + high] if low < high else found
+            left, right = -(-low // base) * base, high // base * base
+            if low < left:
+                found += (offset + low, offset + left)
+            if right < high:
+                found += (offset + right, offset + high)
+            low, high = left // base, right // base
+        return found
+
+    def filled(self, rows: Tensor) -> Tensor:
+        """Rows [n, K] with the sums of their blocks, [n, width]."""
+        whole = rows.new_full((len(rows), self.width), -torch.inf)
+        whole[:, : rows.shape[1]] = rows
+        for level in range(1, LEVELS):
+            begin, end, size = self.offsets[level - 1], self.offsets[level], self.sizes[level]
+            blocks = whole[:, begin:end].reshape(len(rows), size, self.base)
+            whole[:, end : end + size] = blocks.logsumexp(-1)
+        return whole
+
+
+@dataclass(eq=False)
+class Mark:
+    """A remembered state.
+
+    Attributes:
+        visited: Boundaries of every row.
+        following: How many boundaries every row has had.
+        path: [B, SLOTS] log-probabilities of the paths; None before the first boundary.
+        undo: What was in the slots that were written since, oldest first.
+    """
+
+    visited: list[list[Visited]]
+    following: list[int]
+    path: Tensor | None
+    undo: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 class BoundaryTracker:
@@ -41,10 +122,12 @@ class BoundaryTracker:
             rows: B.
         """
         self._keys = keys
-        self._visited: list[list[tuple[int, int]]] = [[] for _ in range(rows)]  # (position, slot)
+        self._layout = Layout(len(keys.order))
+        self._visited: list[list[Visited]] = [[] for _ in range(rows)]
         self._next = [0] * rows
-        self._rows: Tensor | None = None  # [B, slots, K] log-probabilities in byte order
-        self._path: Tensor | None = None  # [B, slots] log W_b up to a constant a row
+        self._flat: Tensor | None = None  # [B * SLOTS * width + base] log-probabilities
+        self._path: Tensor | None = None  # [B, SLOTS] log W_b up to a constant a row
+        self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
 
     def observe(
         self,
@@ -64,94 +147,130 @@ class BoundaryTracker:
         Returns:
             [n] float32, c_i of every row (1 in rows that are not active).
         """
-        if self._rows is None or self._path is None:
-            blank = distribution.logprobs.new_zeros
-            self._rows = blank(len(self._next), BOUNDARIES, len(self._keys.order))
-            self._path = blank(len(self._next), BOUNDARIES)
-        weighed, path = [], []
+        logprobs = distribution.logprobs
+        flat, whole = self._tensors(logprobs)
+        places = array("q")
         for row, answer, on in zip(at, answers, active, strict=True):
-            c, log_w = self._weigh(row, self._look_up(row, answer) if on else [])
-            weighed.append(c)
-            path.append(log_w)
-        self._record(distribution, answers, active, at, torch.stack(path))
-        return torch.stack(weighed)
+            self._plan(places, row, answer, on)
+        plan = torch.frombuffer(places, dtype=torch.int64).to(logprobs.device).view(len(at), -1)
+        rows, slot, target = plan[:, 0], plan[:, 1:2], plan[:, 2]
+        path = whole.index_select(0, rows)
+        weight, path, new = _weigh(
+            flat,
+            path,
+            plan[:, 3 : 3 + BOUNDARIES],
+            plan[:, 3 + BOUNDARIES :].view(len(at), BOUNDARIES, PARTS, 2),
+            self._layout.base,
+        )
+        whole.index_copy_(0, rows, path.scatter_(1, slot, new[:, None]))
+        width = self._layout.width
+        stored = flat[: len(self._next) * SLOTS * width].view(-1, width)
+        for mark in self._marks:
+            mark.undo.append((target, stored.index_select(0, target)))
+        order = self._order(logprobs.device)
+        stored.index_copy_(0, target, self._layout.filled(logprobs.index_select(1, order)))
+        return weight
 
-    def _look_up(self, row: int, answer: bytes | bytearray) -> list[Span]:
-        """Every visited boundary before the answer's end from which some key is still open."""
-        found = []
-        for position, slot in self._visited[row]:
-            if position >= len(answer):
-                continue
-            span = bytes(answer[position:])
-            low, high = self._keys.range(span)
-            if low < high:
-                exact = self._keys.position(span)
-                found.append((slot, low, high, -1 if exact is None else exact))
-        return found
-
-    def _weigh(self, row: int, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-        """(c, log W_L) of one row."""
-        rows, path = self._tensors()
-        one, nothing = path.new_ones(()), path.new_zeros(())
-        if not spans:  # the start, or bytes that no key of the member spells: no key can be open
-            return one, nothing
-        through, ends = [], []
-        for slot, low, high, exact in spans:
-            through.append(path[row, slot] + rows[row, slot, low:high].logsumexp(0))
-            if exact >= 0:
-                ends.append(path[row, slot] + rows[row, slot, exact])
-        whole = torch.stack(through).logsumexp(0)
-        ended = torch.stack(ends).logsumexp(0) if ends else torch.full_like(whole, -torch.inf)
-        lost = whole == -torch.inf  # no path leads here: the paths start anew
-        c = torch.where(lost, one, (ended - whole).exp().clamp(0.0, 1.0))
-        # Only differences count: keep the newest sum at 0, so that long answers lose no digits.
-        base = torch.where(lost, nothing, whole)
-        path[row] -= base
-        return c, torch.where(lost, nothing, ended - base)
-
-    def _record(
-        self,
-        distribution: MemberDistribution,
-        answers: Sequence[bytes | bytearray],
-        active: Sequence[bool],
-        at: Sequence[int],
-        path: Tensor,
-    ) -> None:
-        """Keep each active row as its newest boundary."""
-        rows, paths = self._tensors()
-        order = self._keys.order.to(rows.device)
-        for place, row in enumerate(at):
-            if not active[place]:
-                continue
-            position = len(answers[place])
+    def _plan(self, places: array[int], row: int, answer: bytes | bytearray, on: bool) -> None:
+        """Append one row's places: what is read of every slot, and which slot is written."""
+        width, first = self._layout.width, row * SLOTS
+        exact = [(first + slot) * width + self._layout.nothing for slot in range(BOUNDARIES)]
+        parts = [0] * (2 * PARTS * BOUNDARIES)
+        position, slot = len(answer), BOUNDARIES
+        if on:
+            alive = []
+            for begin, where in self._visited[row]:
+                if begin >= position:
+                    continue
+                span = bytes(answer[begin:])
+                low, high = self._keys.range(span)
+                if low >= high:
+                    continue  # no key is open any more, nor will one be after more bytes
+                alive.append((begin, where))
+                base = (first + where) * width
+                found = self._keys.position(span)
+                if found is not None:
+                    exact[where] = base + found
+                pieces = [base + n for n in self._layout.parts(low, high)]
+                parts[2 * PARTS * where : 2 * PARTS * where + len(pieces)] = pieces
             slot = self._next[row] % BOUNDARIES
             self._next[row] += 1
-            kept = [(p, s) for p, s in self._visited[row] if p != position and s != slot]
+            kept = [(p, s) for p, s in alive if s != slot]
             self._visited[row] = [*kept, (position, slot)]
-            rows[row, slot] = distribution.logprobs[place, order]
-            paths[row, slot] = path[place]
+        places.extend((row, slot, first + slot, *exact, *parts))
 
-    def _tensors(self) -> tuple[Tensor, Tensor]:
-        assert self._rows is not None  # observe() made them
-        assert self._path is not None
-        return self._rows, self._path
+    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What is remembered, made at the first boundary."""
+        if self._flat is None or self._path is None:
+            rows = len(self._next)
+            size = rows * SLOTS * self._layout.width + self._layout.base  # a piece may reach over
+            self._flat = like.new_full((size,), -torch.inf)
+            self._path = like.new_zeros(rows, SLOTS)
+        return self._flat, self._path
 
-    def mark(self) -> Any:
-        """Remember the boundaries."""
-        rows = None if self._rows is None else self._rows.clone()
+    def _order(self, device: torch.device) -> Tensor:
+        """The keys' ids in byte order, on a device."""
+        if self._keys.order.device != device:
+            self._keys.order = self._keys.order.to(device)
+        return self._keys.order
+
+    def mark(self) -> Mark:
+        """Remember the boundaries; the mark lives as long as the caller holds it."""
         path = None if self._path is None else self._path.clone()
-        return [list(v) for v in self._visited], list(self._next), rows, path
+        mark = Mark([list(v) for v in self._visited], list(self._next), path)
+        self._marks.add(mark)
+        return mark
 
-    def rollback(self, mark: Any) -> None:
+    def rollback(self, mark: Mark) -> None:
         """Return to a mark (rows must be the same)."""
-        visited, following, rows, path = mark
-        self._visited, self._next = [list(v) for v in visited], list(following)
-        self._rows = None if rows is None else rows.clone()
-        self._path = None if path is None else path.clone()
+        self._visited, self._next = [list(v) for v in mark.visited], list(mark.following)
+        if self._flat is not None:
+            stored = self._flat[: len(self._next) * SLOTS * self._layout.width]
+            for target, old in reversed(mark.undo):
+                stored.view(-1, self._layout.width).index_copy_(0, target, old)
+        mark.undo.clear()
+        if self._path is not None:
+            self._path = self._path.new_zeros(self._path.shape)
+            if mark.path is not None:
+                self._path.copy_(mark.path)
 
     def select(self, rows: list[int]) -> None:
-        """Keep, drop, reorder or repeat rows."""
+        """Keep, drop, reorder or repeat rows. Marks of the old rows are void."""
+        self._marks.clear()
         self._visited = [list(self._visited[r]) for r in rows]
+        old = len(self._next)
         self._next = [self._next[r] for r in rows]
-        if self._rows is not None and self._path is not None:
-            self._rows, self._path = self._rows[rows], self._path[rows]
+        if self._flat is not None and self._path is not None:
+            index = torch.tensor(rows, device=self._path.device)
+            each = SLOTS * self._layout.width
+            kept = self._flat[: old * each].view(old, each).index_select(0, index).flatten()
+            self._flat = torch.cat([kept, kept.new_full((self._layout.base,), -torch.inf)])
+            self._path = self._path.index_select(0, index)
+
+
+def _weigh(
+    flat: Tensor, path: Tensor, exact: Tensor, parts: Tensor, base: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weigh a boundary of n rows.
+
+    Args:
+        flat: All that is remembered.
+        path: [n, SLOTS] log-probabilities of the paths to the boundaries.
+        exact: [n, BOUNDARIES] where the key that ends here is.
+        parts: [n, BOUNDARIES, PARTS, 2] where the pieces of the open keys begin and end.
+        base: Length of a piece at most.
+
+    Returns:
+        c [n], the paths with the newest sum at 0, so that long answers lose no digits, and the new
+        boundary's log W [n].
+    """
+    index = parts[..., :1] + torch.arange(base, device=flat.device)  # [n, BOUNDARIES, PARTS, base]
+    open_keys = flat.take(index).masked_fill(index >= parts[..., 1:], -torch.inf)
+    to_here = path[:, :BOUNDARIES]
+    through = (to_here + open_keys.flatten(2).logsumexp(-1)).logsumexp(-1)  # [n]
+    ended = (to_here + flat.take(exact)).logsumexp(-1)
+    # The start, bytes that no key spells, or no path leads here: the paths start anew.
+    lost = through == -torch.inf
+    base_line = through.masked_fill(lost, 0.0)
+    new = (ended - base_line).masked_fill(lost, 0.0)
+    return new.exp().clamp_max(1.0), path - base_line[:, None], new

@@ -25,6 +25,8 @@ __all__ = [
     "MemberKeys",
     "Needs",
     "TokenSpace",
+    "bounded_distribution",
+    "ceiling",
     "member_distribution",
 ]
 
@@ -271,32 +273,56 @@ def member_distribution(
     Returns:
         The dense distribution.
     """
-    allowed = keys.representative >= 0  # [V_i]
-    allowed = allowed.index_fill(0, keys.end_ids, True)
-    if mask is not None:
-        allowed = allowed & mask
-    logprobs = logits.float().masked_fill(~allowed, -torch.inf)
-    empty = logprobs.amax(-1) == -torch.inf  # [N]
-    logprobs = torch.log_softmax(logprobs, -1)
-    logprobs = torch.where(empty[:, None], -torch.inf, logprobs)
-    end = (
-        logprobs[:, keys.end_ids].logsumexp(-1)
-        if len(keys.end_ids)
-        else logprobs.new_full((len(logprobs),), -torch.inf)
-    )
-    logprobs = logprobs.index_fill(-1, keys.end_ids, -torch.inf)
-    return MemberDistribution(keys.space, _merge_spare(logprobs, keys), end, abstain=empty)
+    return bounded_distribution(logits, keys, ceiling(keys, mask))
 
 
-def _merge_spare(logprobs: Tensor, keys: MemberKeys) -> Tensor:
-    """Add ids with equal bytes onto their representative, in log space."""
+def ceiling(keys: MemberKeys, mask: Tensor | None = None) -> Tensor:
+    """What an id's logit may be at most: everything where it may come, nothing where not.
+
+    Args:
+        keys: The member's keys.
+        mask: [..., V_i] bool, True where an id is allowed; None allows every key and END.
+
+    Returns:
+        [..., V_i] float32, inf or -inf.
+    """
+    allowed = keys.speaks if mask is None else keys.speaks & mask
+    highest = torch.full(allowed.shape, torch.inf, device=allowed.device)
+    return highest.masked_fill_(~allowed, -torch.inf)
+
+
+def bounded_distribution(logits: Tensor, keys: MemberKeys, highest: Tensor) -> MemberDistribution:
+    """:func:`member_distribution` with a mask that was turned into a :func:`ceiling` before.
+
+    Args:
+        logits: [N, V_i] float32.
+        keys: The member's keys.
+        highest: [N, V_i] or [V_i] float32, inf where an id may come, else -inf.
+
+    Returns:
+        The dense distribution.
+    """
+    masked = torch.minimum(logits.float(), highest)
+    top = masked.amax(-1)
+    logprobs = torch.log_softmax(masked, -1)
+    # A row of -inf becomes NaN: back to -inf, unless it holds NaN itself (fmax ignores one NaN).
+    logprobs = torch.fmax(logprobs, (top - torch.inf)[:, None])
+    ends = logprobs.index_select(-1, keys.end_ids)
+    end = ends[:, 0] if len(keys.end_ids) == 1 else ends.logsumexp(-1)
+    logprobs.index_fill_(-1, keys.end_ids, -torch.inf)
+    _merge_spare(logprobs, keys)
+    return MemberDistribution(keys.space, logprobs, end, abstain=top == -torch.inf)
+
+
+def _merge_spare(logprobs: Tensor, keys: MemberKeys) -> None:
+    """Add ids with equal bytes onto their representative, in log space and in place."""
     if not len(keys.merged_ids):
-        return logprobs
-    block = logprobs[:, keys.merged_ids]  # [N, D]
-    group = keys.merged_group.expand_as(block)
-    best = block.new_full((len(block), len(keys.merged_into)), -torch.inf)
-    best = best.scatter_reduce(-1, group, block, "amax")
-    base = best.masked_fill(best == -torch.inf, 0.0)
-    total = torch.zeros_like(base).scatter_add(-1, group, (block - base.gather(-1, group)).exp())
-    merged = logprobs.index_fill(-1, keys.merged_ids, -torch.inf)
-    return merged.index_copy(-1, keys.merged_into, total.log() + base)
+        return
+    group, source = keys.merged_group, logprobs
+    if keys.merged_beyond:
+        source = torch.nn.functional.pad(logprobs, (0, 1), value=-torch.inf)
+    block = source.index_select(-1, group.flatten()).view(len(logprobs), *group.shape)
+    pairs = group.shape[-1] == 2
+    total = torch.logaddexp(block[..., 0], block[..., 1]) if pairs else block.logsumexp(-1)
+    logprobs.index_fill_(-1, keys.merged_ids, -torch.inf)
+    logprobs.index_copy_(-1, keys.merged_into, total)

@@ -45,9 +45,12 @@ class MemberKeys:
         byte_fallback: [V_i] bool, ids whose only spelling is a byte token of a fallback
             (``<0x41>``); they are no anchors unless nothing else spells the key.
         own: [V_i] bool, ids that represent their key (derived).
+        speaks: [V_i] bool, ids that have a key or end the turn (derived).
         merged_ids: [D] ids whose key has more than one id, representatives first (derived).
-        merged_group: [D] which of ``merged_into`` each of them is added onto (derived).
+        merged_group: [G, most] ids of each of those keys, the representative first, filled up with
+            an id that never has a probability: a control id's, or ``width`` (derived).
         merged_into: [G] the representatives of those keys (derived).
+        merged_beyond: Whether ``merged_group`` is filled up with ``width`` (derived).
     """
 
     name: str
@@ -59,22 +62,31 @@ class MemberKeys:
     end_ids: Tensor
     byte_fallback: Tensor
     own: Tensor = field(init=False, repr=False, compare=False)
+    speaks: Tensor = field(init=False, repr=False, compare=False)
     merged_ids: Tensor = field(init=False, repr=False, compare=False)
     merged_group: Tensor = field(init=False, repr=False, compare=False)
     merged_into: Tensor = field(init=False, repr=False, compare=False)
+    merged_beyond: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Derive once what every step would otherwise search for."""
-        ids = torch.arange(self.width, device=self.representative.device)
-        own = self.representative == ids
+        own = self.representative == torch.arange(self.width, device=self.representative.device)
         spare = ((self.representative >= 0) & ~own).nonzero()[:, 0]
         into = torch.unique(self.representative[spare])
-        merged = torch.cat([into, spare])
-        object.__setattr__(self, "own", own)
-        object.__setattr__(self, "merged_ids", merged)
-        object.__setattr__(self, "merged_into", into)
-        group = torch.searchsorted(into, self.representative[merged])
-        object.__setattr__(self, "merged_group", group)
+        speaks = (self.representative >= 0).index_fill(0, self.end_ids, True)
+        silent = (self.representative < 0).nonzero()[:, 0]
+        filler = int(silent[0]) if len(silent) else self.width
+        group = _groups(into, self.representative, spare, filler)
+        derived = {
+            "own": own,
+            "speaks": speaks,
+            "merged_ids": torch.cat([into, spare]),
+            "merged_group": group,
+            "merged_into": into,
+            "merged_beyond": bool((group == self.width).any()),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     @property
     def space(self) -> TokenSpace:
@@ -86,6 +98,16 @@ class MemberKeys:
         given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         moved: dict[str, Any] = {k: v.to(device) for k, v in given.items() if torch.is_tensor(v)}
         return replace(self, **moved)
+
+
+def _groups(into: Tensor, representative: Tensor, spare: Tensor, filler: int) -> Tensor:
+    """Ids of every key that has several, [G, most]."""
+    members: dict[int, list[int]] = {head: [head] for head in into.tolist()}
+    for token, head in zip(spare.tolist(), representative[spare].tolist(), strict=True):
+        members[head].append(token)
+    most = max((len(ids) for ids in members.values()), default=2)
+    filled = [ids + [filler] * (most - len(ids)) for ids in members.values()]
+    return torch.tensor(filled, dtype=torch.int64, device=into.device).reshape(-1, most)
 
 
 @dataclass(frozen=True)

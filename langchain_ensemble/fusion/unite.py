@@ -26,7 +26,7 @@ Where we depart from the authors' code and why:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -38,9 +38,9 @@ from langchain_ensemble.fusion.base import (
     FusedDistribution,
     FusionContext,
     MemberDistribution,
-    MemberKeys,
     Needs,
 )
+from langchain_ensemble.fusion.lookup import Lookup
 from langchain_ensemble.fusion.voices import (
     LOG_TINY,
     TINY,
@@ -92,30 +92,35 @@ class _Union:
 
     Attributes:
         keys: [N, S] ascending union keys, ``U`` (the union's size) in empty slots.
-        mass: One [N, S] a member, its probability of each candidate after sharing.
-        ends: One [N] a member, its probability of END.
-        counted: One [N, S] a member, the ids whose probability was divided over the candidates.
-        share: [N, M] weights after abstention.
+        mass: [M, N, S] each member's probability of each candidate after sharing.
+        ends: [M, N] each member's probability of END.
+        counted: [M, N, S] the ids whose probability was divided over the candidates.
+        share: [M, N] weights after abstention.
     """
 
     keys: Tensor
-    mass: list[Tensor]
-    ends: list[Tensor]
-    counted: list[Tensor]
+    mass: Tensor
+    ends: Tensor
+    counted: Tensor
     share: Tensor
 
-    def inside(self, i: int) -> Tensor:
-        """Member ``i``'s mass in the union, [N]."""
-        return self.mass[i].sum(-1) + self.ends[i]
+    @property
+    def inside(self) -> Tensor:
+        """Each member's mass in the union, [M, N]."""
+        return self.mass.sum(-1) + self.ends
 
 
 class UniteFuser:
     """:class:`Unite` made ready for one ensemble."""
 
+    apart: ClassVar[bool] = True
+    """Each member's best keys are found, and looked up, on its own device."""
+
     def __init__(self, fusion: Unite, alignment: Alignment) -> None:
-        """Keep the index tensors."""
+        """Turn the keys into tables with one more entry, for slots that hold no candidate."""
         self._k = fusion.union_k
         self._alignment = alignment
+        self._found = Lookup(alignment)
 
     def __call__(
         self, distributions: Sequence[MemberDistribution | None], weights: Tensor
@@ -129,13 +134,11 @@ class UniteFuser:
         """Log-probability of one union key a row, completed outside the candidates."""
         run = present(distributions, self._alignment)
         union = self._union(run, weights)
-        inside = sum(
-            (union.share[:, i] * union.inside(i) for i in range(len(union.mass))),
-            torch.zeros_like(union.ends[0]),
-        )
+        inside = (union.share * union.inside).sum(0)
         fused = self._mean(union).logprob_of(targets)
         listed = (union.keys == targets[:, None]).any(-1)
-        whole = dense(run, self._alignment)
+        home = weights.device
+        whole = [replace(d, logprobs=d.logprobs.to(home)) for d in dense(run, self._alignment)]
         left = [_without(one.logprobs, ids) for one, ids in zip(whole, union.counted, strict=True)]
         width = self._alignment.main.width
         outside = _without(whole[0].logprobs, torch.where(union.keys < width, union.keys, -1))
@@ -143,7 +146,7 @@ class UniteFuser:
         target = run[0].logprobs_at(own, self._alignment.main)[:, 0]
         # 1 - m is summed over what was not counted: the difference would be rounding alone.
         beyond = (
-            weighted_log_sum(left, union.share).clamp_min(LOG_TINY)
+            weighted_log_sum(left, union.share.T).clamp_min(LOG_TINY)
             + target
             - outside.masked_fill(outside == -torch.inf, 0.0)
         )
@@ -152,83 +155,37 @@ class UniteFuser:
 
     def _mean(self, union: _Union) -> FusedDistribution:
         """Renormalise each member over the candidates and take the weighted mean."""
-        fused = torch.zeros_like(union.mass[0])
-        end = torch.zeros_like(union.ends[0])
-        for i, mass in enumerate(union.mass):
-            scale = union.share[:, i] / union.inside(i).clamp_min(TINY)
-            fused = fused + mass * scale[:, None]
-            end = end + union.ends[i] * scale
-        empty = union.keys == self._alignment.union_size
-        logprobs = fused.log().masked_fill(empty, -torch.inf)
-        keys = union.keys.masked_fill(empty, -1)
-        return FusedDistribution(self._alignment.space, logprobs, end.log(), keys)
+        scale = union.share / union.inside.clamp_min(TINY)  # [M, N]
+        fused = (union.mass * scale[:, :, None]).sum(0)  # 0 in empty slots
+        end = (union.ends * scale).sum(0)
+        keys = union.keys.masked_fill(union.keys == self._alignment.union_size, -1)
+        return FusedDistribution(self._alignment.space, fused.log(), end.log(), keys)
 
     def _union(self, distributions: Sequence[MemberDistribution], weights: Tensor) -> _Union:
         """Collect the candidates of each row and divide every member's mass over them."""
-        share = voices(distributions, weights)
-        members = self._alignment.members
-        found = [
-            self._best(one, keys, share[:, i] > 0)
-            for i, (one, keys) in enumerate(zip(distributions, members, strict=True))
-        ]
-        candidates = self._distinct(torch.cat(found, -1))  # [N, S]
-        direct, falls_on = [], []
-        for i, (one, keys) in enumerate(zip(distributions, members, strict=True)):
-            ids, prefix = self._ids(candidates, keys)
-            has = ids >= 0
-            at = torch.where(has, ids, prefix)
-            said = one.logprobs_at(at, keys)
-            said = torch.where(share[:, i, None] > 0, said, -torch.inf)
-            direct.append((said, has))
-            falls_on.append(at)
-        spoken = [
-            torch.where(has, said, -torch.inf) + share[:, i, None].log()
-            for i, (said, has) in enumerate(direct)
-        ]
-        mass = []
-        for i, (said, has) in enumerate(direct):
-            others = [s for j, s in enumerate(spoken) if j != i]
-            said_by_others = (
-                torch.stack(others).logsumexp(0) if others else torch.full_like(said, -torch.inf)
-            )
-            mass.append(said.exp() * _divide(falls_on[i], has, said_by_others))
-        ends = [
-            torch.where(share[:, i] > 0, one.end.exp(), 0.0) for i, one in enumerate(distributions)
-        ]
-        return _Union(candidates, mass, ends, falls_on, share)
-
-    def _best(self, one: MemberDistribution, keys: MemberKeys, speaks: Tensor) -> Tensor:
-        """Union keys of the ``k`` best, ties by union key; empty slots hold the union's size."""
-        size = self._alignment.union_size
-        logprobs = one.logprobs
-        if one.ids is None:
-            names = keys.to_union.expand_as(logprobs)
-        else:
-            names = torch.where(one.ids >= 0, keys.to_union[one.ids.clamp_min(0)], -1)
-        k = min(self._k, logprobs.shape[-1])
-        top, where = logprobs.topk(k, dim=-1)
-        last = top[:, -1:]
-        above = top > last
-        # Those that tie for the last places come in the order of their union keys.
-        order = torch.where(logprobs == last, -names.float(), -torch.inf).topk(k, dim=-1).indices
-        slot = torch.arange(k, device=top.device) - above.sum(-1, keepdim=True)
-        chosen = torch.where(above, where, order.gather(-1, slot.clamp_min(0)))
-        good = (logprobs.gather(-1, chosen) > -torch.inf) & speaks[:, None]
-        return torch.where(good, names.gather(-1, chosen), size)
+        home, found = weights.device, self._found
+        share = voices(distributions, weights).T  # [M, N]
+        speaks = share > 0
+        best = [found.best(i, one, self._k).to(home) for i, one in enumerate(distributions)]
+        mute = ~speaks[:, :, None]
+        named = torch.stack(best).masked_fill(mute, self._alignment.union_size)  # [M, N, K]
+        candidates = self._distinct(named.transpose(0, 1).flatten(1))  # [N, S]
+        at, has = found.ids(candidates)  # [M, N, S]
+        said = torch.stack(
+            [found.said(i, one, candidates, at[i]) for i, one in enumerate(distributions)]
+        )
+        said = said.masked_fill(mute, -torch.inf)
+        spoken = said.masked_fill(~has, -torch.inf) + share.log()[:, :, None]
+        mass = said.exp() * _divide(at, has, _others(spoken))
+        ends = torch.stack([one.end.to(home) for one in distributions]).exp()
+        return _Union(candidates, mass, ends.masked_fill(~speaks, 0.0), at, share)
 
     def _distinct(self, keys: Tensor) -> Tensor:
         """Sort each row ascending and empty the repeats, which go to the end."""
         keys = keys.sort(-1).values
-        repeat = torch.zeros_like(keys, dtype=torch.bool)
-        repeat[:, 1:] = keys[:, 1:] == keys[:, :-1]
-        return keys.masked_fill(repeat, self._alignment.union_size).sort(-1).values
-
-    def _ids(self, candidates: Tensor, keys: MemberKeys) -> tuple[Tensor, Tensor]:
-        """A member's id of each candidate, and its longest prefix; -1 where there is none."""
-        full = candidates < self._alignment.union_size
-        at = torch.where(full, candidates, 0)
-        own = torch.where(full, keys.from_union[at], -1)
-        return own, torch.where(full, keys.longest_prefix[at], -1)
+        repeat = keys[:, 1:] == keys[:, :-1]
+        keys[:, 1:].masked_fill_(repeat, self._alignment.union_size)
+        return keys.sort(-1).values
 
 
 def _without(logprobs: Tensor, ids: Tensor) -> Tensor:
@@ -239,22 +196,31 @@ def _without(logprobs: Tensor, ids: Tensor) -> Tensor:
     )
 
 
+def _others(spoken: Tensor) -> Tensor:
+    """Log-sum of all members' but one's own, [M, N, S] -> [M, N, S]."""
+    if len(spoken) == 2:
+        return spoken.flip(0)
+    own = torch.eye(len(spoken), dtype=torch.bool, device=spoken.device)
+    return spoken[None].masked_fill(own[:, :, None, None], -torch.inf).logsumexp(1)
+
+
 def _divide(falls_on: Tensor, has: Tensor, others: Tensor) -> Tensor:
     """Divide each of a member's keys over the candidates that stand on it.
 
     Args:
-        falls_on: [N, S] the member's id under each candidate, -1 where it has none.
-        has: [N, S] bool, the candidate is that key itself.
-        others: [N, S] log of the other members' weighted probabilities of the candidates.
+        falls_on: [..., S] the member's id under each candidate, -1 where it has none.
+        has: [..., S] bool, the candidate is that key itself.
+        others: [..., S] log of the other members' weighted probabilities of the candidates.
 
     Returns:
-        [N, S] shares; those of one key sum to 1.
+        [..., S] shares; those of one key sum to 1.
     """
-    together = (falls_on[:, :, None] == falls_on[:, None, :]) & (falls_on >= 0)[:, None, :]
-    total = others[:, None, :].masked_fill(~together, -torch.inf).logsumexp(-1)  # [N, S]
+    full = falls_on >= 0
+    together = (falls_on[..., :, None] == falls_on[..., None, :]) & full[..., None, :]
+    total = others[..., None, :].masked_fill(~together, -torch.inf).logsumexp(-1)  # [..., S]
     silent = total == -torch.inf
-    itself = (together & has[:, None, :]).any(-1)  # the key is a candidate
-    even = 1.0 / together.sum(-1).clamp_min(1)
-    nobody = torch.where(itself, has.to(others.dtype), even.to(others.dtype))
+    itself = (together & has[..., None, :]).any(-1)  # the key is a candidate
+    even = together.sum(-1).clamp_min(1).reciprocal()
+    nobody = torch.where(itself, has.to(even.dtype), even)
     share = torch.where(silent, nobody, (others - total.masked_fill(silent, 0.0)).exp())
-    return torch.where(falls_on >= 0, share, 0.0)
+    return share * full

@@ -34,16 +34,16 @@ def voices(
     Returns:
         [N, M] float32, rows sum to 1.
     """
-    mute = torch.stack(
-        [
-            torch.zeros_like(d.end, dtype=torch.bool) if d.abstain is None else d.abstain
-            for d in distributions
-        ],
-        -1,
-    )
-    if silent is not None:
-        mute = mute | silent
-    kept = weights.float().masked_fill(mute, 0.0)
+    columns = [d.abstain for d in distributions]
+    if silent is None and all(column is None for column in columns):
+        return weights.float()
+    if any(column is not None for column in columns):
+        nobody = torch.zeros(len(weights), dtype=torch.bool, device=weights.device)
+        found = [nobody if column is None else column.to(weights.device) for column in columns]
+        mute = torch.stack(found, -1)
+        silent = mute if silent is None else mute | silent
+    assert silent is not None  # made above where it was not given
+    kept = weights.float().masked_fill(silent, 0.0)
     total = kept.sum(-1, keepdim=True)
     alone = torch.zeros_like(kept)
     alone[:, 0] = 1.0

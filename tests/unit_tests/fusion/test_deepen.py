@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from langchain_ensemble.errors import ConfigError, VocabularyError
 from langchain_ensemble.fusion import Deepen, deepen, deepen_fuser, pruned, tables
-from langchain_ensemble.fusion.base import FusionContext, member_distribution
+from langchain_ensemble.fusion.base import FusionContext, MemberKeys, member_distribution
 from langchain_ensemble.fusion.deepen import select_anchors
 from langchain_ensemble.fusion.relative import mean_row, relative_representation
 from langchain_ensemble.fusion.rows import HotRows, StoredRows
@@ -284,7 +284,7 @@ def test_a_byte_fallback_id_is_no_anchor_where_another_id_spells_it() -> None:
     assert select_anchors("all", odd).tolist() == [1]
 
 
-_DERIVED = ("own", "merged_ids", "merged_group", "merged_into")
+_DERIVED = tuple(f.name for f in fields(MemberKeys) if not f.init)
 
 
 def test_needs_say_how_many_common_tokens() -> None:
