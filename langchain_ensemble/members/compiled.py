@@ -53,11 +53,17 @@ def _compile(region: Callable[[], Tensor], whole: bool) -> Callable[[], Tensor]:
 @contextmanager
 def inductor_folder() -> Iterator[str]:
     """Let Inductor keep its files below the package's cache folder, unless the user chose one."""
-    chosen = os.environ.get(_FOLDER)
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # seconds to import
+
+    before = os.environ.get(_FOLDER)
+    usual = os.path.abspath(default_cache_dir())  # torch writes it into the environment itself
+    chosen = None if before == usual else before
     folder = chosen or str(Store().folder / "inductor")
     os.environ[_FOLDER] = folder
     try:
         yield folder
     finally:
-        if chosen is None:
+        if before is None:
             os.environ.pop(_FOLDER, None)
+        else:
+            os.environ[_FOLDER] = before

@@ -340,3 +340,19 @@ def static_forward(how: str, device: torch.device) -> Static | None:
     if device.type == "cuda":
         captures.append(CudaCapture(device))
     return None if how == "eager" else Static(how, Chain(*captures))
+
+
+def shared_forward(made: dict[str, Any], how: str, device: torch.device) -> Static | None:
+    """The static forwards that all sessions over the same weights share.
+
+    Args:
+        made: Those made so far, by ``how``; a new one is put there.
+        how: As for :func:`static_forward`.
+        device: As for :func:`static_forward`.
+    """
+    if how == "eager":
+        return None
+    if how not in made:
+        made.setdefault(how, static_forward(how, device))
+    found: Static = made[how]
+    return found

@@ -81,7 +81,7 @@ def load_member(member: Member, **defaults: Any) -> HFMember:
     tokenizer = load_tokenizer(member, source)
     lease = share_weights(member, source, config, device, quantizer)
     try:
-        return HFMember(name, lease, tokenizer, system=member.system)
+        return HFMember(name, lease, tokenizer, system=member.system, forward=member.forward)
     except BaseException:
         lease.release()
         raise
