@@ -11,8 +11,9 @@ from torch import Tensor
 from langchain_ensemble.errors import MemberError
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
 from langchain_ensemble.members.devices import claim_cuda
-from langchain_ensemble.members.fit import context_of
+from langchain_ensemble.members.fit import context_of, kv_bytes_of
 from langchain_ensemble.members.forward import Engine
+from langchain_ensemble.members.graphs import resolve_forward, shared_forward
 from langchain_ensemble.members.prompts import raw_prompt
 from langchain_ensemble.members.registry import Lease
 from langchain_ensemble.members.replay import ReplaySession
@@ -25,6 +26,7 @@ class HFMember:
 
     Attributes:
         system: System prompt of this member's view, for chat.
+        forward: How its forwards run: ``"eager"``, ``"graphs"`` or ``"compiled"``.
     """
 
     gives: Literal["dense", "top-k"] = "dense"
@@ -36,11 +38,14 @@ class HFMember:
         tokenizer: Any,
         *,
         system: str | None = None,
+        forward: str | None = None,
     ) -> None:
         """Join a share in weights with a tokenizer of the member's own."""
         self.name = name
         self.tokenizer = tokenizer
         self.system = system
+        ragged = lease.value.rollback.masks is not None
+        self.forward = resolve_forward(name, forward, lease.value.device, ragged)
         self._lease = lease
         module = lease.value.module
         self.device = lease.value.device
@@ -49,6 +54,7 @@ class HFMember:
         self.logits_width = lease.value.rollback.width
         self.end_ids = end_ids(tokenizer, module)
         self.weights_hash = lease.value.identity
+        self.kv_bytes = kv_bytes_of(module.config, self.dtype)
 
     @classmethod
     def wrap(
@@ -101,9 +107,10 @@ class HFMember:
             width=how.width,
             context=self.context,
             masks=how.masks,
+            static=shared_forward(weights.statics, self.forward, weights.device),
         )
         if how.masks is not None:
-            return cast(MemberSession, HFSession(engine))
+            return cast(MemberSession, HFSession(engine, weights.pool, weights.adapter))
         return cast(MemberSession, ReplaySession(engine, how.single, how.switch))
 
     def embeddings(self) -> Tensor:

@@ -30,6 +30,7 @@ class _Entry:
     users: int = 0
     value: Any = None
     loaded: bool = False
+    free: Callable[[Any], None] | None = None
 
 
 _guard = threading.Lock()
@@ -76,18 +77,23 @@ class Lease(Generic[T]):
             if last and _entries.get(self._key) is entry:
                 del _entries[self._key]
         if last:
+            if entry.free is not None:
+                entry.free(entry.value)
             entry.value = None
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
 
-def acquire(key: Hashable, load: Callable[[], T]) -> Lease[T]:
+def acquire(
+    key: Hashable, load: Callable[[], T], free: Callable[[T], None] | None = None
+) -> Lease[T]:
     """Share the value of a key, loading it when nobody holds it.
 
     Args:
         key: What changes bytes in memory.
         load: Makes the value; called at most once while anybody holds the key.
+        free: What is done with the value when the last lease is released.
 
     Returns:
         A lease. When ``load`` raises, so does this, and the next caller tries again.
@@ -99,6 +105,7 @@ def acquire(key: Hashable, load: Callable[[], T]) -> Lease[T]:
         with entry.lock:
             if not entry.loaded:
                 entry.value = load()
+                entry.free = free
                 entry.loaded = True
     except BaseException:
         with _guard:

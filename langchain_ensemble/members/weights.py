@@ -1,10 +1,18 @@
-"""Weights: fetched and verified, measured, read by transformers, shared through the registry."""
+"""Weights: fetched and verified, measured, read by transformers, shared through the registry.
+
+A member with an adapter holds the base's weights, and the adapter on them: it shares them with the
+members that run the base, or other adapters. Where that cannot be, it reads a copy of its own, and
+a warning says so once the same weights are in memory twice.
+"""
 
 from __future__ import annotations
 
 import json
 import threading
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +21,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from langchain_ensemble.errors import ConfigError, MemberError, MemoryLimitError
+from langchain_ensemble.errors import ConfigError, EnsembleWarning, MemberError, MemoryLimitError
+from langchain_ensemble.members.adapters import BASE, NotMixed, check_plain
 from langchain_ensemble.members.devices import DTYPES, resolve_dtype
 from langchain_ensemble.members.files import (
     StoredTensor,
@@ -24,8 +33,9 @@ from langchain_ensemble.members.files import (
 )
 from langchain_ensemble.members.fit import Rollback, fit
 from langchain_ensemble.members.hub import bars, first_line, title
-from langchain_ensemble.members.memory import check_memory, estimate_from_files
-from langchain_ensemble.members.registry import Lease, acquire
+from langchain_ensemble.members.memory import check_memory, estimate_from_files, gib
+from langchain_ensemble.members.pool import Pool
+from langchain_ensemble.members.registry import Lease, acquire, held
 from langchain_ensemble.members.sources import (
     Source,
     fetch_adapter,
@@ -35,6 +45,8 @@ from langchain_ensemble.members.sources import (
     weight_names,
 )
 from langchain_ensemble.params import Member
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 _build_lock = threading.Lock()
 """transformers builds one model at a time: meanwhile it patches its own classes and torch's default
@@ -50,12 +62,20 @@ class Weights:
         device: Where input ids go.
         identity: Hub commit or content hash of the files.
         rollback: How its cache is rolled back.
+        pool: What all sessions over the module share.
+        statics: Its forwards of fixed shapes, by ``Member.forward``.
+        adapter: Adapter of the module that this member's rows run with.
+        base: The share in the base's weights that an adapter holds.
     """
 
     module: Any
     device: torch.device
     identity: str
     rollback: Rollback
+    pool: Pool = field(default_factory=Pool, compare=False)
+    statics: dict[str, Any] = field(default_factory=dict, compare=False)
+    adapter: str = BASE
+    base: Lease[Weights] | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, module: Any, identity: str = "", name: str = "member") -> Weights:
@@ -101,17 +121,84 @@ def share_weights(
     stored = config_dtype(config) or stored_dtype(tensors) or torch.float32
     dtype = resolve_dtype(name, member.dtype, stored, target)
     adapter = fetch_adapter(member)
-    key = _key(member, source, paths, adapter, device, dtype)
+    key = _key(member, source, paths, device, dtype)
 
-    def load() -> Weights:
+    def load(own: Path | None = None) -> Weights:
         module = _read(member, source, device, dtype, quantizer, tensors)
         identity = source.commit or content_hash(paths)
-        if adapter is not None:
-            module = _with_adapter(member, module, adapter)
-            identity += "+" + content_hash([adapter / "adapter_model.safetensors"])
+        if own is not None:
+            module = _with_adapter(member, module, own)
+            identity += "+" + _adapter_hash(own)
         return Weights.of(module, identity, name)
 
-    return acquire(key, load)
+    return acquire(key, load) if adapter is None else _share_base(member, key, load, adapter)
+
+
+def _share_base(
+    member: Member, key: tuple[Any, ...], load: Callable[..., Weights], folder: Path
+) -> Lease[Weights]:
+    """Put an adapter on the base's weights; read a copy where it cannot be mixed with others.
+
+    Args:
+        member: Settings of the member.
+        key: Registry key of the base's weights.
+        load: Reads the base, or a copy with an adapter in it.
+        folder: Where the adapter is.
+    """
+    files = [folder / file for file in ADAPTER_FILES]
+    stamp = (str(folder), *((p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+
+    def added() -> Weights:
+        with _fitting(member):
+            check_plain(import_module("peft").PeftConfig.from_pretrained(folder))
+        lease = acquire(key, load)
+        try:
+            return _adapted(member, lease, folder)
+        except BaseException:
+            lease.release()
+            raise
+
+    own = (*key, stamp, "own")
+    try:
+        if own not in held():
+            return acquire((*key, stamp), added, _take_off)
+        why = "as before"
+    except NotMixed as reason:
+        why = str(reason)
+    lease = acquire(own, lambda: load(folder))
+    others = [k for k in held() if isinstance(k, tuple) and k != own and k[: len(key)] == key]
+    if others:
+        size = gib(sum(p.nbytes for p in lease.value.module.parameters()))
+        warnings.warn(
+            f"member {title(member)}: adapter {member.adapter!r} cannot run beside others on the "
+            f"same weights ({why}); {member.model!r} is in memory twice, {size} + {size}. Save it "
+            "as plain LoRA, or load it without the others",
+            EnsembleWarning,
+            stacklevel=2,
+        )
+    return lease
+
+
+def _adapted(member: Member, lease: Lease[Weights], folder: Path) -> Weights:
+    """The base's weights with an adapter on them."""
+    base = lease.value
+    if base.rollback.masks is None:
+        raise NotMixed("the model's rows are run one by one")
+    with _fitting(member), _build_lock, base.pool.lock:
+        name = base.pool.adapters.add(base.module, folder, base.device)
+    identity = f"{base.identity}+{_adapter_hash(folder)}"
+    return replace(base, identity=identity, adapter=name, base=lease)
+
+
+def _take_off(weights: Weights) -> None:
+    """Take an adapter off the base's weights, and give the share in them back."""
+    with weights.pool.lock:
+        weights.pool.adapters.remove(weights.module, weights.adapter)
+    cast(Lease[Weights], weights.base).release()
+
+
+def _adapter_hash(folder: Path) -> str:
+    return content_hash([folder / file for file in ADAPTER_FILES])
 
 
 def config_dtype(config: Any) -> torch.dtype | None:
@@ -124,17 +211,15 @@ def _key(
     member: Member,
     source: Source,
     paths: list[Path],
-    adapter: Path | None,
     device: torch.device | None,
     dtype: torch.dtype,
 ) -> tuple[Any, ...]:
-    """What changes bytes in memory: files, dtype, place, quantisation, attention, adapter."""
+    """What changes the base's bytes in memory: files, dtype, place, quantisation, attention."""
     where = json.dumps(member.device_map, sort_keys=True) if device is None else str(device)
     files = source.commit or tuple((p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
     return (
         str(source.path), files, dtype, where, member.quantization,
-        member.attn_implementation, None if adapter is None else str(adapter),
-        bool(member.trust_remote_code),
+        member.attn_implementation, bool(member.trust_remote_code),
     )  # fmt: skip
 
 
@@ -200,11 +285,19 @@ def _refuse_lost(member: Member, module: Any, report: Any) -> None:
 
 
 def _with_adapter(member: Member, module: Any, folder: Path) -> Any:
-    """Put a PEFT adapter on a module."""
+    """Put a PEFT adapter on a module that nobody shares."""
+    with _fitting(member), _build_lock:
+        return import_module("peft").PeftModel.from_pretrained(module, folder)
+
+
+@contextmanager
+def _fitting(member: Member) -> Iterator[None]:
+    """Say which adapter does not fit which model."""
     try:
-        with _build_lock:
-            return import_module("peft").PeftModel.from_pretrained(module, folder)
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        yield
+    except (ValueError, KeyError, OSError, RuntimeError, TypeError) as error:
+        if isinstance(error, MemberError):
+            raise
         raise MemberError(
             f"member {title(member)}: adapter {member.adapter!r} does not fit {member.model!r}: "
             f"{first_line(error)}"
