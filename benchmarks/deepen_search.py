@@ -177,7 +177,9 @@ class Tally:
     ) -> FusedDistribution:
         """Compare one batch; the dense answer."""
         whole, part, best = dense(said, weights), ours(said, weights), ours.best(said, weights)
-        full, short, sole = (torch.cat([f.logprobs, f.end[:, None]], -1) for f in (whole, part, best))
+        full, short, sole = (
+            torch.cat([f.logprobs, f.end[:, None]], -1) for f in (whole, part, best)
+        )
         main = said[0]
         assert main is not None
         alone = torch.cat([main.logprobs, main.end[:, None]], -1)
@@ -210,7 +212,9 @@ class Tally:
             Row(
                 "DeePEn: same token where certified",
                 on,
-                100 * self.certain_same / max(1, self.certain) if self.certain else "none certified",
+                100 * self.certain_same / max(1, self.certain)
+                if self.certain
+                else "none certified",
                 100.0 if self.certain else None,
                 "%",
                 least=True,

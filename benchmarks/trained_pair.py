@@ -1,4 +1,4 @@
-"""A small pair of members with large vocabularies, trained in minutes: not shipped, made when asked.
+"""A small pair of members with large vocabularies, trained in minutes and not shipped.
 
 Two Llamas (2 layers x 64, tied heads) with BPE tokenizers of their own, byte-level (9,000 ids) and
 metaspace with byte fallback (8,600 ids), trained on the same texts. Good enough that rows are as
