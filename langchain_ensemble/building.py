@@ -34,6 +34,7 @@ class Built:
     voices: tuple[Voice, ...]
     fuser: Fuser | None
     key_bytes: Sequence[bytes | None]
+    draft: tuple[LoadedMember, Vocabulary] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -87,11 +88,22 @@ def build(
         embeddings=lambda i: members[i].embeddings(),
         embedding_hashes=lambda i: members[i].weights_hash,
         device=device,
+        devices=[m.device for m in members],
         remember=store.remember,
         on_progress=on_progress,
     )
     fuser = prepare(fusion, context)
     return Built(tuple(members), vocabularies, voices, fuser, aligned.key_bytes)
+
+
+def small_model(member: LoadedMember) -> tuple[LoadedMember, Vocabulary]:
+    """A loaded draft model and its vocabulary, which need nothing in common with the others'.
+
+    Args:
+        member: The draft model.
+    """
+    ends = member.end_ids
+    return member, Vocabulary(member.tokenizer, width=member.logits_width, end_ids=ends)
 
 
 def view_of(member: LoadedMember, vocabulary: Vocabulary, warn: Warn) -> ChatView:

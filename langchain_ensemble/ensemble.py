@@ -13,24 +13,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from langchain_ensemble.building import Built, Progress, build, view_of
+from langchain_ensemble.building import Built, Progress, build, small_model, view_of
 from langchain_ensemble.chat.conversation import ChatRequest, Conversation
 from langchain_ensemble.chat.view import ChatView
+from langchain_ensemble.decoding.admission import kv_bytes
 from langchain_ensemble.decoding.engine import Decoding, Engine
+from langchain_ensemble.decoding.prefixes import PrefixCache
 from langchain_ensemble.decoding.records import Answer, Score
+from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import ConfigError, unknown_name
 from langchain_ensemble.fusion import get_fusion
 from langchain_ensemble.fusion.base import Fusion
 from langchain_ensemble.members.base import LoadedMember, MemberPrompt
-from langchain_ensemble.members.loading import load_members
+from langchain_ensemble.members.loading import load_member, load_members
 from langchain_ensemble.params import EnsembleParams, RequestParams
-from langchain_ensemble.requests import Shares, plain_task, voices_with_weight, warn
+from langchain_ensemble.requests import (
+    Shares,
+    limits_of,
+    plain_task,
+    voices_with_weight,
+    warn,
+)
 from langchain_ensemble.scoring import Scores
 from langchain_ensemble.store import Store
 from langchain_ensemble.turn.tasks import TurnTasks
 from langchain_ensemble.turn.turn import Turn
 from langchain_ensemble.unloaded import Unloaded
 from langchain_ensemble.vocab.vocabulary import check_text
+
+DRAFT = -1
+"""Place of the draft model, behind all members."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +64,12 @@ class Ensemble:
         self.fusion: Fusion = fusion if fusion is not None else get_fusion(params.fusion)
         self.names = params.names
         self.main_name = params.main_name
-        self._engine = Engine()
+        self._engine = Engine(limits_of(params))
         self._store, self._unloaded = Store(), Unloaded(params)
         self._lock = threading.RLock()
         self._built: Built | None = None
         self._scores = Scores()
+        self._prefixes = self._no_prefixes()
         self._views: dict[int, ChatView] = {}
 
     @property
@@ -83,9 +96,13 @@ class Ensemble:
     def _ready(self, on_progress: Progress | None = None) -> Built:
         with self._lock:
             if self._built is None:
-                members = load_members(self.params.ordered)
+                members: list[LoadedMember] = list(load_members(self.params.ordered))
                 try:
-                    self._built = self._build(members, on_progress)
+                    built = self._build(members, on_progress)
+                    if self.params.draft is not None:
+                        members.append(load_member(self.params.draft))
+                        built = replace(built, draft=small_model(members[-1]))
+                    self._built = built
                 except BaseException:
                     for member in members:
                         member.close()
@@ -95,11 +112,13 @@ class Ensemble:
 
     def unload(self) -> None:
         """Free the weights; the next use loads them again."""
-        with self._lock, self._engine.lock:
+        with self._lock, self._engine.alone():
             if self._built is not None:
-                for member in self._built.members:
+                for member in (*self._built.members, *(self._built.draft or ())[:1]):
                     member.close()
                 self._built, self._scores = None, Scores()
+                self._prefixes.close()  # requests that still run keep nothing any more
+                self._prefixes = self._no_prefixes()
                 self._views = {}
 
     def __enter__(self) -> Self:
@@ -128,8 +147,11 @@ class Ensemble:
         Raises:
             ConfigError: Wrong weights, or a prompt that does not fit a member.
         """
-        task = plain_task(self._ready(), self.params, request)
+        task = self._task(self._ready(), request)
         read = [[v.member.prompt(text) for v in task.voices] for text in prompts]
+        if task.draft is not None:
+            small = task.draft.member
+            task = task.drafted(lambda: [small.prompt(text) for text in prompts])
         return self._engine.admit(replace(task, prompts=read))
 
     def open_chat(
@@ -149,17 +171,28 @@ class Ensemble:
             ConfigError: Wrong weights, or thinking that a member cannot do.
         """
         built = self._ready()
-        task = plain_task(built, self.params, request)
+        task = self._task(built, request)
         views = [self._view(built, place) for place in task.places]
         vocabularies = [built.vocabularies[place] for place in task.places]
-        return Turn(TurnTasks(task, views, vocabularies, conversation, chat), self._engine.admit)
+        small = None if task.draft is None else self._view(built, DRAFT)
+        tasks = TurnTasks(task, views, vocabularies, conversation, chat, small)
+        return Turn(tasks, self._engine.visit(lambda: kv_bytes(tasks.whole())))
+
+    def _task(self, built: Built, request: RequestParams) -> Task:
+        return replace(plain_task(built, self.params, request), prefixes=self._prefixes)
+
+    def _no_prefixes(self) -> PrefixCache:
+        made = PrefixCache(int(self.params.prefix_cache_gb * 1e9))
+        self._engine.keep(made)
+        return made
 
     def _view(self, built: Built, place: int) -> ChatView:
         """How a member reads conversations, made at first use."""
         with self._lock:
             if place not in self._views:
-                member, vocabulary = built.members[place], built.vocabularies[place]
-                self._views[place] = view_of(member, vocabulary, warn)
+                pairs = [*zip(built.members, built.vocabularies, strict=True)]
+                pairs += [built.draft] if built.draft else []
+                self._views[place] = view_of(*pairs[place], warn)
             return self._views[place]
 
     def generate(self, prompts: Sequence[str], request: RequestParams) -> list[list[Answer]]:
@@ -241,7 +274,7 @@ class Ensemble:
     def _score(
         self, built: Built, text: str, prompts: Sequence[MemberPrompt], heard: Shares
     ) -> Score:
-        with self._engine.lock:
+        with self._engine.alone():
             return self._scores.run(built, self.params, text, prompts, *heard)
 
     # facts

@@ -10,6 +10,7 @@ from typing import Any
 
 from langchain_ensemble.building import Built
 from langchain_ensemble.decoding.admission import Limits
+from langchain_ensemble.decoding.draft_model import DraftVoice
 from langchain_ensemble.decoding.protocols import Sampling
 from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import EnsembleWarning
@@ -63,6 +64,7 @@ def plain_task(built: Built, params: EnsembleParams, request: RequestParams) -> 
         sampling=_sampling(request),
         weigh_boundaries=params.open_boundaries == "discount",
         warn=warn,
+        draft=None if built.draft is None else DraftVoice(*built.draft),
     )
 
 

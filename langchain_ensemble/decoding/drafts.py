@@ -118,6 +118,7 @@ class Drafts:
     def select(self, rows: Sequence[int]) -> None:
         """Keep some rows."""
         self._drafts = [self._drafts[row] for row in rows]
+        self._guesser.select([draft.row.number for draft in self._drafts])
         if self._proposals is not None:
             self.take_proposals(dict(zip(rows, range(len(rows)), strict=True)))
 
@@ -236,6 +237,10 @@ class Drafts:
         sayable = (keys.representative >= 0).index_fill(0, ends, True)
         best = torch.stack(asked).masked_fill(~sayable, -torch.inf).argmax(-1)
         return Proposals(rows, keys.to_union[best], [count for _, count in read])
+
+    def close(self) -> None:
+        """Free what was made for guesses."""
+        self._guesser.close()
 
     def level(self) -> None:
         """Forget all drafts and let every voice read to the end of the answers."""

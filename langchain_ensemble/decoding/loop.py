@@ -50,8 +50,7 @@ class Loop:
             for number, prompt in enumerate(self._prompts)
         ]
         self._active = list(range(len(self.rows)))  # session row -> row number
-        device = task.voices[0].member.device
-        seeds = (request.seed, len(self.rows), n, device)
+        seeds = (request.seed, len(self.rows), n)
         generators = generators_for(*seeds) if request.temperature > 0 else None
         self._caches = Caches(task, generators)
         self._kept = Kept(task)
@@ -155,6 +154,7 @@ class Loop:
             check_finite(self._task.voices, question.logits if question else [])
         pieces = self._advance(question.at if question else (), chosen)
         if self.done:
+            self._ahead.drop()
             self._caches.close()
         return pieces
 
@@ -180,6 +180,7 @@ class Loop:
 
     def close(self) -> None:
         """Free the caches, kept ones too; the loop cannot go on afterwards."""
+        self._ahead.drop()
         self._caches.close()
         self._kept.close()
         self._active = []

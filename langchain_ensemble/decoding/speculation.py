@@ -33,9 +33,7 @@ class Speculation:
         """Begin to draft, or give it up, as the request's pace says; between two rounds."""
         wanted = self._pace.drafting and all(row.records for row in rows)
         if wanted and self._drafts is None:
-            n = self._task.request.n
-            prompts = [self._task.prompts[row.number // n][0] for row in rows]
-            guesser = Guesser(rows, prompts)
+            guesser = Guesser(self._task, rows)
             self._drafts = Drafts(self._task, rows, self._caches, guesser)
         elif not wanted:
             self.level()
@@ -92,6 +90,7 @@ class Speculation:
     def drop(self) -> None:
         """Forget the drafts; the caches are rolled back by the caller, or not used any more."""
         if self._drafts is not None:
+            self._drafts.close()
             self.drafted += self._drafts.drafted
             self.accepted += self._drafts.accepted
             self._drafts = None

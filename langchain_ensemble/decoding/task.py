@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from langchain_ensemble.constraints.grammar import CompiledGrammar
+from langchain_ensemble.decoding.draft_model import DraftVoice
 from langchain_ensemble.decoding.prefixes import PrefixCache
 from langchain_ensemble.decoding.protocols import Sampling, Voice, Warn
 from langchain_ensemble.decoding.records import Finish, TokenRecord
-from langchain_ensemble.errors import ConfigError
+from langchain_ensemble.errors import ConfigError, ContextError
 from langchain_ensemble.fusion.base import Fuser
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
 from langchain_ensemble.params import RequestParams
@@ -90,6 +91,7 @@ class Task:
         keep: Whether the sessions of finished rows are kept for a next phase.
         prefixes: What earlier requests have read, and where what this one has read goes; None:
             nothing is reused.
+        draft: A small model that drafts, None: there is none.
     """
 
     voices: tuple[Voice, ...]
@@ -109,6 +111,7 @@ class Task:
     spelled: Mapping[int, bytes] = field(default_factory=dict)
     keep: bool = False
     prefixes: PrefixCache | None = None
+    draft: DraftVoice | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -121,3 +124,20 @@ class Task:
         rows = len(self.prompts) * self.request.n
         if self.held is not None and rows > 1:
             raise ConfigError(f"held= is for one answer; {rows} are asked for")
+
+    def drafted(self, read: Callable[[], Sequence[MemberPrompt]]) -> Task:
+        """Let the draft model, if there is one, read its prompts.
+
+        Args:
+            read: Gives its prompt for every prompt of the request.
+
+        Returns:
+            The task; without the draft model, and with a warning, where a prompt does not fit it.
+        """
+        if self.draft is None or self.request.speculation == "off":
+            return replace(self, draft=None)
+        try:
+            return replace(self, draft=replace(self.draft, prompts=read()))
+        except ContextError as error:
+            self.warn(f"draft model {self.draft.member.name!r} does not draft here: {error}")
+            return replace(self, draft=None)

@@ -29,6 +29,7 @@ class TurnTasks:
         vocabularies: Sequence[Vocabulary],
         conversation: Conversation,
         chat: ChatRequest,
+        small: ChatView | None = None,
     ) -> None:
         """Keep the request; main is first everywhere.
 
@@ -38,12 +39,13 @@ class TurnTasks:
             vocabularies: One a voice.
             conversation: What is answered.
             chat: How.
+            small: How the draft model reads conversations, if there is one.
         """
         talking = tuple(replace(voice, turns=True) for voice in task.voices)
         self._task = replace(task, voices=talking)
         self.views, self._vocabularies = views, vocabularies
         self._conversation, self._chat = conversation, chat
-        self._started = time.monotonic()
+        self._small, self._started = small, time.monotonic()
         self.tools = _callable(conversation, chat)
         self.fused_calls = bool(self.tools) and chat.tools_by == "fused"
         self.must_call = bool(self.tools) and chat.call == "required"
@@ -125,8 +127,12 @@ class TurnTasks:
         opening = None if self.fused_calls or not self.tools else self._opening()
         grammar = self._text_grammar()
         tables = [grammar_vocabulary(v) for v in self._vocabularies]
+        task = self._task
+        if self._small is not None:
+            small, told = self._small, (self._conversation, self._chat)
+            task = task.drafted(lambda: [small.prompt(*told)])
         return replace(
-            self._task,
+            task,
             prompts=[prompts],
             request=request.model_copy(update=update),
             grammar=None if grammar is None else compile_all(grammar, tables),
@@ -214,6 +220,7 @@ class TurnTasks:
             fuser=None,
             key_bytes=(),
             prompts=[[prompt]],
+            draft=None,
             request=self._task.request.model_copy(update=update),
         )
 
