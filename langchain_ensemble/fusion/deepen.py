@@ -18,6 +18,11 @@ Where we depart from the authors' code and why:
   with 0.999 of the mass, at most ``support_cap``) is searched and the rest is one tail token; its
   row is the mean row, with the exact rows of the next 64 tokens mixed in. So a row of the search
   costs ``support x A``, not ``V x A``, and nothing of size [V, A] needs to exist.
+* Rows are made when they are asked for, and those asked for last are kept (``rows.py``): at most
+  ``TABLE_BYTES`` a member, whatever the vocabularies; a table only where it fits into as much.
+* Where only the best key is asked for (``DeepenFuser.best``), rows that the certificate of
+  ``search.py`` decides are not searched.
+* A member on a device of its own is described there; its relative vector [N, A] is what crosses.
 
 How near support and tail come to the dense search (uniform weights, 5 steps at 0.15; total
 variation of the fused rows, mean and largest; share of rows with the same best token):
@@ -86,8 +91,8 @@ class Deepen:
         anchors: ``"all"`` common tokens (the paper), how many of them evenly spaced, or main's ids.
         support_mass: Mass of main's (and each auxiliary's) distribution that is kept exactly.
         support_cap: Tokens of a support at most.
-        dense: True: keep tables and search the whole vocabulary; False: support and tail, no
-            tables; None: whichever the sizes call for.
+        dense: True: keep tables, however large, and search the whole vocabulary; False: support
+            and tail, hot rows; None: whichever the sizes call for.
         precision: What tables are stored in; computing is float32.
     """
 
@@ -155,7 +160,7 @@ class Deepen:
         return self.search_lr[main]
 
     def prepare(self, context: FusionContext) -> DeepenFuser:
-        """Build or look up the relative representations (minutes for large vocabularies)."""
+        """Build or look up what the relative representations need (tables: minutes if large)."""
         alignment = context.alignment
         rate = self.rate(alignment.main.name)
         anchors = select_anchors(self.anchors, alignment)

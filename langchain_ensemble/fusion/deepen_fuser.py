@@ -57,7 +57,7 @@ class DeepenFuser:
         self, distributions: Sequence[MemberDistribution | None], weights: Tensor
     ) -> FusedDistribution:
         """Fuse one row per position; see :class:`~langchain_ensemble.fusion.base.Fuser`."""
-        said = said_by(distributions, weights, self._keys)
+        said = self._said(distributions, weights)
         return FusedDistribution(self._alignment.space, self._fused(said), said.end)
 
     def best(
@@ -74,7 +74,7 @@ class DeepenFuser:
             certificate decided, the keys are main's with the decay and no step; elsewhere the row
             is the call's.
         """
-        said = said_by(distributions, weights, self._keys)
+        said = self._said(distributions, weights)
         steps, rate = self._settings.steps, self._settings.rate
         unknown = certified(said.logits, said.end.exp(), steps, rate) == UNKNOWN
         doubtful = [n for n, unsure in enumerate(unknown.tolist()) if unsure]  # a host read
@@ -93,6 +93,10 @@ class DeepenFuser:
         """Log-probability of one union key a row, finite where main can say it."""
         got = self(distributions, weights).logprob_of(targets)
         return finite_score(got, distributions[0], targets, self._alignment)
+
+    def _said(self, distributions: Sequence[MemberDistribution | None], weights: Tensor) -> Said:
+        devices = [rows.mean.device for rows in self._rows]
+        return said_by(distributions, weights, self._keys, devices)
 
     def _fused(self, said: Said) -> Tensor:
         """Fused log-probabilities of main's keys, [N, V]."""

@@ -12,7 +12,8 @@ few rows of a step are new). Either way a step asks once for the rows of all its
 distributions or the search.
 
 A row that is kept equals the row computed anew: each is a float32 product of a multiple of
-:data:`PRODUCT_ROWS` rows, so a token's row does not depend on what else was missing with it.
+:data:`PRODUCT_ROWS` rows, so that on a CPU a token's row does not depend on what else was missing
+with it, to the last bit (elsewhere the product's kernel may round differently by its size).
 """
 
 from __future__ import annotations

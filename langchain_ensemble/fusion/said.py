@@ -7,7 +7,8 @@ distributions and shares; must not know rows or the search.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,10 @@ class Said:
 
 
 def said_by(
-    distributions: Sequence[MemberDistribution | None], weights: Tensor, keys: Sequence[MemberKeys]
+    distributions: Sequence[MemberDistribution | None],
+    weights: Tensor,
+    keys: Sequence[MemberKeys],
+    devices: Sequence[torch.device],
 ) -> Said:
     """Read the members' distributions, each on its own device.
 
@@ -67,17 +71,18 @@ def said_by(
         distributions: One a member, main first; None: not run.
         weights: [N, M] on main's device.
         keys: Each member's keys, on its device.
+        devices: Where each member is described; a distribution that lies elsewhere is moved.
 
     Returns:
         What they say.
     """
     first = distributions[0]
     assert first is not None  # main is always run
-    home = first.end.device
-    main = first.to_dense(keys[0])
+    home = devices[0]
+    main = _moved(first, home).to_dense(keys[0])
     run = [main] + [
-        None if one is None else one.to_dense(own)
-        for one, own in zip(distributions[1:], keys[1:], strict=True)
+        None if one is None else _moved(one, device).to_dense(own)
+        for one, own, device in zip(distributions[1:], keys[1:], devices[1:], strict=True)
     ]
     small = [_small(one, main) for one in run]
     share = voices(small, weights)
@@ -100,6 +105,16 @@ def said_by(
     parts = tuple(None if one is None else one.logprobs for one in run)
     level = level.masked_fill(~sayable, 0.0)
     return Said(logits, parts, tuple(masses), share, pooled - total, end - total, level)
+
+
+def _moved(one: MemberDistribution, device: torch.device) -> MemberDistribution:
+    """The distribution on its member's device."""
+    if one.logprobs.device == device:
+        return one
+    tensors = {
+        name: value.to(device) for name, value in vars(one).items() if torch.is_tensor(value)
+    }
+    return replace(one, **tensors)
 
 
 def _small(one: MemberDistribution | None, main: MemberDistribution) -> MemberDistribution:
