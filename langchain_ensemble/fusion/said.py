@@ -111,7 +111,7 @@ def _moved(one: MemberDistribution, device: torch.device) -> MemberDistribution:
     """The distribution on its member's device."""
     if one.logprobs.device == device:
         return one
-    tensors = {
+    tensors: dict[str, Any] = {
         name: value.to(device) for name, value in vars(one).items() if torch.is_tensor(value)
     }
     return replace(one, **tensors)
