@@ -62,8 +62,8 @@ format: $(GROUPS)
 type: $(GROUPS)
 	$(BIN)/mypy
 
-bench: $(GROUPS)            ## one command per file of benchmarks/
-	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+bench: $(GROUPS)            ## the benchmarks of speed, about 12 minutes: one table and plots in benchmarks/README.md
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 gpu: $(GROUPS)              ## every test marked gpu, then a short fused decode on the accelerator
 	$(BIN)/python -m pytest -m gpu $(ARGS)

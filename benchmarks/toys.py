@@ -165,13 +165,12 @@ def ensemble_of(
         ),
         fusion=None if isinstance(fusion, (str, dict)) else fusion,
     )
-    how = {} if forward in (None, "eager") else {"forward": forward}
     weights: dict[int, Weights] = {}
     for name, (module, _) in members.items():
         if id(module) not in weights:
             weights[id(module)] = Weights.of(module, f"benchmark:{id(module)}", name)
     loaded = [
-        HFMember(name, Lease.private(weights[id(module)]), tokenizer, **how)
+        HFMember(name, Lease.private(weights[id(module)]), tokenizer, forward=forward)
         for name, (module, tokenizer) in members.items()
     ]
     made._built = made._build(loaded, None)
