@@ -68,13 +68,13 @@ class Block:
             four = to_device(planes, (4, len(ids), q), device)
             visible = max([n + c for n, c in zip(lengths, counts, strict=True)])
             return cls(four[0], four[1], four[2], four[3], visible, None)
-        flat = [token for row in ids for token in row]
-        if q == 1:
-            flat += lengths
-        else:
-            flat += list(range(start, start + q)) * len(ids)
-        two = to_device(flat, (2, len(ids), q), device)
-        return cls(two[0], two[1], None, None, start + q, start)
+        columns = list(range(start, start + q))
+        if device.type == "cpu":  # nothing to copy: two small tensors are the fastest
+            two = torch.tensor(ids), torch.tensor([columns] * len(ids))
+            return cls(two[0], two[1], None, None, start + q, start)
+        flat = [token for row in ids for token in row] + columns * len(ids)
+        both = to_device(flat, (2, len(ids), q), device)
+        return cls(both[0], both[1], None, None, start + q, start)
 
     def hides_nothing(self, kind: str, width: int | None) -> bool:
         """Whether a mask would say no more than causality, for attention over [0, visible)."""
@@ -143,10 +143,8 @@ def layout(
 
 def to_device(flat: list[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Numbers as one int64 tensor, in one copy that nobody waits for."""
-    if device.type == "cuda":
-        host = torch.tensor(flat, dtype=torch.long, pin_memory=True)
-        return host.to(device, non_blocking=True).view(shape)
-    return torch.tensor(flat, dtype=torch.long, device=device).view(shape)
+    host = torch.tensor(flat, pin_memory=device.type == "cuda").view(shape)
+    return host if device.type == "cpu" else host.to(device, non_blocking=True)
 
 
 def bucket(size: int, sizes: Sequence[int]) -> int | None:

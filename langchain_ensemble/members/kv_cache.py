@@ -230,6 +230,7 @@ def _put(
 ) -> Tensor:
     """Copy rows of [_, H, _, D] into a buffer, or into a larger one that takes its place."""
     needed = max(at) + 1
+    capacity = max(capacity, buffer.shape[2])  # a slab's has its trash slots behind
     if len(buffer) < needed or buffer.shape[2] < capacity:
         wanted = max(needed, 2 * len(buffer)) if len(buffer) < needed else len(buffer)
         grown = buffer.new_zeros((wanted, buffer.shape[1], capacity, buffer.shape[3]))
