@@ -1,7 +1,9 @@
 """Fuse, then choose: effective weights of a row, processors, the draw.
 
 Order (SEMANTICS 15): fuse → repetition penalty → temperature → filters → draw. The processors
-are transformers' own, handed in as callables over ``(ids [1, T], scores [1, S])``.
+are transformers' own, handed in as callables over ``(ids [N, T], scores [N, S])``. All rows are
+drawn at once: each row's own generator gives one number on the host, and its place in the row's
+cumulative probabilities is looked up on the device.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.decoding.protocols import Sampling
-from langchain_ensemble.fusion.base import FusedDistribution, MemberKeys
+from langchain_ensemble.fusion.base import MemberKeys
 
 
 def effective_weights(weights: Tensor, abstain: Tensor, boundary: Tensor) -> Tensor:
@@ -29,35 +31,31 @@ def effective_weights(weights: Tensor, abstain: Tensor, boundary: Tensor) -> Ten
     Returns:
         [N, M] float32, rows sum to 1.
     """
-    kept = torch.where(abstain, 0.0, weights)
+    kept = weights.masked_fill(abstain, 0.0)
     total = kept.sum(-1, keepdim=True)
     alone = torch.zeros_like(kept)
     alone[:, 0] = 1.0
     kept = torch.where(total > 0, kept / total.clamp_min(1e-30), alone)
-    discounted = kept * boundary
-    discounted[:, 0] = 0.0
-    main = 1.0 - discounted.sum(-1)
-    shifted = torch.cat([main[:, None], discounted[:, 1:]], -1)
-    no_aux = (discounted[:, 1:] <= 0).all(-1, keepdim=True)
-    shifted = torch.where(no_aux, alone, shifted)
+    others = kept[:, 1:] * boundary[:, 1:]
+    shifted = torch.cat([1.0 - others.sum(-1, keepdim=True), others], -1)
     return torch.where(abstain[:, :1] & (total > 0), kept, shifted)
 
 
 def penalised(
-    fused: FusedDistribution,
-    end_column: Tensor,
+    scores: Tensor,
+    named: Tensor | None,
     keys: MemberKeys,
     ids: Sequence[Sequence[int]],
     sampling: Sampling,
 ) -> Tensor:
-    """Scores [N, S + 1] (END last) after the repetition penalty over main's ids.
+    """Scores after the repetition penalty over main's ids.
 
     The penalty touches keys that main has. Sparse columns are spread out, penalised by
     transformers' processor and gathered back.
 
     Args:
-        fused: The fused distribution.
-        end_column: [N, 1] END's log-probability.
+        scores: [N, S + 1] log-probabilities of the fused keys, END last.
+        named: [N, S] union keys of the columns, -1 in empty ones; None: column ``j`` is key ``j``.
         keys: Main's keys.
         ids: Main's ids of prompt and answer, a row each.
         sampling: The request's processors.
@@ -65,24 +63,30 @@ def penalised(
     Returns:
         [N, S + 1] float32.
     """
-    scores = torch.cat([fused.logprobs, end_column], -1)
     if sampling.penalty is None:
         return scores
-    device = scores.device
-    dense = scores
-    if fused.keys is not None:
-        dense = scores.new_full((len(scores), fused.space.width + 1), -torch.inf)
-        columns = torch.where(fused.keys < 0, fused.space.width, fused.keys)
-        dense.scatter_(1, columns, fused.logprobs)
-    for row, seen in enumerate(ids):
-        own = keys.representative[torch.tensor(list(seen), dtype=torch.long, device=device)]
-        own = own[own >= 0]
-        if len(own):
-            dense[row] = sampling.penalty(own[None], dense[row : row + 1])[0]
-    if fused.keys is None:
-        return dense
-    back = torch.where(fused.keys < 0, -torch.inf, dense.gather(1, columns))
-    return torch.cat([back, end_column], -1)
+    size = scores.shape[-1] - 1 if named is None else len(keys.from_union)
+    own = keys.representative[padded(ids, scores.device)]  # [N, T]
+    columns = torch.where((own >= 0) & (own < size), own, size + 1)  # what has no key: the rest
+    if named is None:
+        dense = torch.nn.functional.pad(scores, (0, 1))
+        return sampling.penalty(columns, dense)[:, :-1]
+    dense = scores.new_full((len(scores), size + 2), -torch.inf)
+    places = torch.where(named < 0, size + 1, named)
+    dense.scatter_(1, places, scores[:, :-1])
+    back = sampling.penalty(columns, dense).gather(1, places)
+    return torch.cat([torch.where(named < 0, -torch.inf, back), scores[:, -1:]], -1)
+
+
+def padded(ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Ids of some rows as one tensor [N, T]; shorter rows repeat their first id.
+
+    Args:
+        ids: One row or more of one id or more.
+        device: Where to.
+    """
+    longest = max(len(row) for row in ids)
+    return torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in ids], device=device)
 
 
 def draw(
@@ -93,7 +97,7 @@ def draw(
     Args:
         scores: [N, S] logits or log-probabilities.
         sampling: The request's filters.
-        generators: One a row; None is greedy: the first maximum.
+        generators: One a row, on the CPU; None is greedy: the first maximum.
 
     Returns:
         [N] int64.
@@ -103,33 +107,55 @@ def draw(
     empty = torch.zeros(len(scores), 0, dtype=torch.long, device=scores.device)
     for processor in sampling.filters:
         scores = processor(empty, scores)
-    probs = torch.softmax(scores.float(), -1)
-    probs = torch.where(probs.isnan(), 0.0, probs)  # the caller sees a NaN logprob and says whose
-    probs[:, 0] += probs.sum(-1) == 0
-    drawn = [
-        torch.multinomial(row, 1, generator=generator)
-        for row, generator in zip(probs, generators, strict=True)
-    ]
-    return torch.cat(drawn)
+    return drawn(torch.softmax(scores.float(), -1), uniforms(generators))
 
 
-def generators_for(
-    seed: int | None, rows: int, n: int, device: torch.device
-) -> list[torch.Generator]:
+def uniforms(generators: Sequence[torch.Generator]) -> Tensor:
+    """One number in [0, 1) of every row's own generator.
+
+    Args:
+        generators: On the CPU.
+
+    Returns:
+        [N] float64 on the CPU.
+    """
+    return torch.cat([torch.rand(1, generator=own, dtype=torch.float64) for own in generators])
+
+
+def drawn(probs: Tensor, numbers: Tensor) -> Tensor:
+    """The first column of each row at which the cumulative probability exceeds a number.
+
+    Args:
+        probs: [N, S] not negative, of any sum; NaN counts as 0 (the caller sees a NaN
+            log-probability and says whose).
+        numbers: [N] in [0, 1), on any device.
+
+    Returns:
+        [N] int64: a column with a probability, 0 where none has any.
+    """
+    exact = torch.float32 if probs.device.type == "mps" else torch.float64
+    whole = probs.nan_to_num(0.0).to(exact).cumsum(-1)
+    total = whole[:, -1:]
+    number = numbers.to(exact).to(probs.device)[:, None] * total
+    last = (whole < total).sum(-1)  # number * total may round up to total
+    return torch.minimum((whole <= number).sum(-1), last)
+
+
+def generators_for(seed: int | None, rows: int, n: int) -> list[torch.Generator]:
     """One local generator a row, seeded (seed, n): the same alone and in any batch.
 
     Args:
         seed: The request's seed; None draws a fresh one for every row.
         rows: Number of rows.
         n: Answers per prompt.
-        device: Where the scores are.
 
     Returns:
-        The generators; no global random state is read or written when a seed is given.
+        The generators, on the CPU whatever the members' devices are; no global random state is
+        read or written when a seed is given.
     """
     made = []
     for row in range(rows):
-        generator = torch.Generator(device=device)
+        generator = torch.Generator()
         if seed is None:
             generator.seed()
         else:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import START
-from langchain_ensemble.decoding.choose import draw, penalised
+from langchain_ensemble.decoding.choose import penalised
 from langchain_ensemble.decoding.fusing import (
     checked,
     keys_of,
@@ -24,6 +24,7 @@ from langchain_ensemble.decoding.opening import Odds, fused_odds, opened, scaled
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 from langchain_ensemble.decoding.task import Chosen, Task
+from langchain_ensemble.decoding.verify import Proposed, draw_or_accept
 from langchain_ensemble.fusion.base import FusedDistribution, MemberDistribution
 
 END, OPEN = -1, -2
@@ -58,16 +59,17 @@ def choose_fused(question: Question) -> list[Chosen]:
     boundary = question.caches.boundaries(rows, distributions, question.at)
     weights = row_weights(task.weights, distributions, silent, boundary)
     assert task.fuser is not None  # more than one voice
-    fused = checked(task.fuser(*spread(distributions, weights, task.places, task.num_members)))
+    heard = spread(distributions, weights, task.places, task.num_members, task.fuser)
+    fused = checked(task.fuser(*heard))
     if legal is not None:
         fused = restrict(fused, legal, voices)
     fused, dead = or_end(fused)
     odds = fused_odds(question, None if legal is None else legal.masks[0])
-    key, logprob = _pick(task, fused, question.ids, generators, odds)
-    said = [say(v, d, key) for v, d in zip(voices, distributions, strict=True)]
+    key, logprob = _pick(task, fused, question.ids, generators, odds, question.proposed)
     voting = (weights > 0).sum(-1)
-    columns = (key, logprob, voting, dead, *said)
-    packed = torch.stack([t.float() for t in columns], -1).cpu().tolist()  # the one transfer
+    columns = torch.stack([key.float(), logprob, voting.float(), dead.float()])
+    said = say(voices, distributions, key)
+    packed = torch.cat([columns, said]).cpu().T.tolist()  # the one transfer
     chosen = []
     for b, (chosen_key, value, count, nothing, *each) in enumerate(packed):
         if nothing and legal is not None and not legal.may_end[b]:
@@ -87,25 +89,28 @@ def _pick(
     ids: Sequence[Sequence[int]],
     generators: Sequence[torch.Generator] | None,
     odds: Odds | None = None,
+    proposed: Sequence[Proposed | None] = (),
 ) -> tuple[Tensor, Tensor]:
     """Draw a key, END or OPEN a row: (key [N], log-probability [N])."""
     main, _ = keys_of(task.voices[0])
     if odds is not None:
         fused = scaled(fused, odds)
-    scores = penalised(fused, fused.end[:, None], main, ids, task.sampling)
+    plain = torch.cat([fused.logprobs, fused.end[:, None]], -1)
+    scores = penalised(plain, fused.keys, main, ids, task.sampling)
     if odds is not None:
+        plain = torch.cat([plain, odds.opens[:, None]], -1)
         scores = torch.cat([scores, odds.opens[:, None]], -1)
-    column = draw(scores, task.sampling, generators)  # [N]
+    # [N]
+    column = draw_or_accept(
+        scores, fused.keys, fused.logprobs.shape[-1], task.sampling, generators, proposed
+    )
+    logprob = plain.gather(1, column[:, None])[:, 0]
     width = fused.logprobs.shape[-1]
-    inside = column.clamp_max(width - 1)[:, None]
-    key = inside if fused.keys is None else fused.keys.gather(1, inside)
-    key = torch.where(column < width, key[:, 0], END)
-    logprob = torch.where(column < width, fused.logprobs.gather(1, inside)[:, 0], fused.end)
-    if odds is not None:
-        opens = column > width
-        key = torch.where(opens, OPEN, key)
-        logprob = torch.where(opens, odds.opens, logprob)
-    return key, logprob
+    beyond = width - 1 - column  # END, OPEN
+    key = column
+    if fused.keys is not None:
+        key = fused.keys.gather(1, column.clamp_max(width - 1)[:, None])[:, 0]
+    return torch.where(column < width, key, beyond), logprob
 
 
 def _chosen(task: Task, key: int, logprob: float, said: Sequence[float], *, fused: bool) -> Chosen:
@@ -138,6 +143,6 @@ def _without_fusion(
         return opened(task, task.opening, float(logprob), question.logits[0][b], generator)
     here = slice(b, b + 1)
     alone = [replace(d, logprobs=d.logprobs[here], end=d.end[here]) for d in distributions]
-    said = [float(say(v, d, key)) for v, d in zip(task.voices, alone, strict=True)]
+    said = say(task.voices, alone, key)[:, 0].tolist()
     fused = sum(value > -torch.inf for value in said) > 1
     return _chosen(task, int(key), float(logprob), said, fused=fused)

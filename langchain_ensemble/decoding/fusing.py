@@ -14,9 +14,10 @@ from langchain_ensemble.decoding.protocols import Voice
 from langchain_ensemble.errors import ConfigError, MemberError
 from langchain_ensemble.fusion.base import (
     FusedDistribution,
+    Fuser,
     MemberDistribution,
     MemberKeys,
-    member_distribution,
+    bounded_distribution,
 )
 
 
@@ -41,10 +42,13 @@ def voice_distribution(
     Returns:
         The dense distribution, on the voice's device.
     """
-    keys, allowed = keys_of(voice)
+    keys, _ = keys_of(voice)
+    highest = voice.ceilings
     same = all(state == states[0] for state in states)
-    mask = allowed[states[0]] if same else allowed[torch.tensor(states, device=allowed.device)]
-    return member_distribution(logits, keys, mask if legal is None else mask & legal)
+    highest = highest[states[0]] if same else highest[torch.tensor(states, device=highest.device)]
+    if legal is not None:
+        highest = torch.where(legal, highest, -torch.inf)
+    return bounded_distribution(logits, keys, highest)
 
 
 def row_weights(
@@ -64,19 +68,18 @@ def row_weights(
     Returns:
         [N, voices] float32 on main's device, rows sum to 1.
     """
-    logprobs = distributions[0].logprobs
-    device, rows = logprobs.device, len(logprobs)
-    abstain, ends = [], []
-    for distribution, quiet, c in zip(distributions, silent, boundary, strict=True):
-        column = torch.zeros(rows, dtype=torch.bool, device=device)
-        if distribution.abstain is not None:
-            column |= distribution.abstain.to(device)
-        if any(quiet):
-            column |= torch.tensor(quiet, device=device)
-        abstain.append(column)
-        ends.append(torch.ones(rows, device=device) if c is None else c.to(device))
+    main = distributions[0].logprobs
+    device, rows = main.device, len(main)
     weights = torch.tensor([list(base)], device=device).expand(rows, -1)
-    return effective_weights(weights, torch.stack(abstain, -1), torch.stack(ends, -1))
+    mute = [d.abstain for d in distributions if d.abstain is not None]
+    none = weights.new_zeros(rows, dtype=torch.bool) if len(mute) < len(distributions) else mute[0]
+    columns = [none if d.abstain is None else d.abstain.to(device) for d in distributions]
+    abstain = torch.stack(columns, -1)
+    if any(any(quiet) for quiet in silent):
+        abstain = abstain | torch.tensor([list(quiet) for quiet in silent], device=device).T
+    one = weights.new_ones(rows)
+    ends = torch.stack([one if c is None else c.to(device) for c in boundary], -1)
+    return effective_weights(weights, abstain, ends)
 
 
 def to_device(distribution: MemberDistribution, device: torch.device) -> MemberDistribution:
@@ -92,7 +95,11 @@ def to_device(distribution: MemberDistribution, device: torch.device) -> MemberD
 
 
 def spread(
-    distributions: Sequence[MemberDistribution], weights: Tensor, places: Sequence[int], size: int
+    distributions: Sequence[MemberDistribution],
+    weights: Tensor,
+    places: Sequence[int],
+    size: int,
+    fuser: Fuser,
 ) -> tuple[list[MemberDistribution | None], Tensor]:
     """Put some voices at their places among all members.
 
@@ -101,11 +108,14 @@ def spread(
         weights: [N, voices].
         places: Each voice's place in the alignment.
         size: How many places there are.
+        fuser: Whether it takes distributions where they are, or all on main's device.
 
     Returns:
         One entry a member (None: not run) and [N, size] weights.
     """
-    moved = [to_device(d, weights.device) for d in distributions]
+    moved = list(distributions)
+    if not getattr(fuser, "apart", False):
+        moved = [to_device(d, weights.device) for d in distributions]
     if len(places) == size:
         return list(moved), weights
     entries: list[MemberDistribution | None] = [None] * size
@@ -153,20 +163,29 @@ def or_end(fused: FusedDistribution) -> tuple[FusedDistribution, Tensor]:
     return replace(fused, end=torch.where(dead, 0.0, fused.end)), dead
 
 
-def say(voice: Voice, distribution: MemberDistribution, key: Tensor) -> Tensor:
-    """A voice's own log-probability of one chosen union key a row (-1: END).
+def say(
+    voices: Sequence[Voice], distributions: Sequence[MemberDistribution], key: Tensor
+) -> Tensor:
+    """Every voice's own log-probability of one chosen union key a row (-1: END).
 
     Args:
-        voice: The voice.
-        distribution: Its dense distribution.
+        voices: The voices.
+        distributions: Their dense distributions.
         key: [N] on main's device.
 
     Returns:
-        [N] on main's device; -inf where the voice lacks the key, NaN where its logits are NaN.
+        [voices, N] on main's device; -inf where a voice lacks the key, NaN where its logits are
+        NaN.
     """
-    keys, _ = keys_of(voice)
-    chosen = key.to(distribution.logprobs.device)
-    token = keys.from_union[chosen.clamp_min(0)]
-    own = distribution.logprobs.gather(1, token.clamp_min(0)[:, None])[:, 0]
-    own = torch.where((token < 0) & ~distribution.end.isnan(), -torch.inf, own)
-    return torch.where(chosen < 0, distribution.end, own).to(key.device)
+    home, inside = key.device, key.clamp_min(0)
+    tokens, own = [], []
+    for voice, distribution in zip(voices, distributions, strict=True):
+        device = distribution.logprobs.device
+        token = keys_of(voice)[0].from_union.take(inside.to(device))
+        said = distribution.logprobs.gather(1, token.clamp_min(0)[:, None])[:, 0]
+        tokens.append(token.to(home))
+        own.append(said.to(home))
+    ends = torch.stack([distribution.end.to(home) for distribution in distributions])
+    nothing = ends - torch.inf  # NaN stays NaN
+    found = torch.where(torch.stack(tokens) < 0, nothing, torch.stack(own))
+    return torch.where(key < 0, ends, found)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import START, state_after
 from langchain_ensemble.decoding.caches import Caches
+from langchain_ensemble.decoding.choose import draw
 from langchain_ensemble.decoding.fusing import keys_of
-from langchain_ensemble.decoding.protocols import Voice
+from langchain_ensemble.decoding.protocols import Sampling, Voice
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 from langchain_ensemble.decoding.state import Row
@@ -114,12 +115,8 @@ def opened(
     """
     ids = opening.literal
     if opening.ids:
-        scores = logits[list(opening.ids)]
-        best = (
-            scores.argmax(-1)
-            if generator is None
-            else torch.multinomial(torch.softmax(scores, -1), 1, generator=generator)
-        )
+        scores = logits[list(opening.ids)][None]
+        best = draw(scores, Sampling(None, ()), None if generator is None else [generator])
         ids = (opening.ids[int(best)],)
     said: dict[str, float | None] = {voice.member.name: None for voice in task.voices}
     said[task.voices[0].member.name] = logprob

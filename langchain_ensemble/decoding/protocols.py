@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from langchain_ensemble.fusion.base import MemberKeys
+from langchain_ensemble.fusion.base import MemberKeys, ceiling
 from langchain_ensemble.members.base import LoadedMember, Processor
 
 
@@ -107,6 +108,12 @@ class Voice:
     pairs: PairTableLike | None
     verbatim: bool
     turns: bool = False
+
+    @cached_property
+    def ceilings(self) -> Tensor:
+        """[8, V_i] float32: inf where an id may come in a UTF-8 state, else -inf."""
+        assert self.keys is not None  # there is more than one voice
+        return ceiling(self.keys, self.allowed)
 
 
 class Sampling(NamedTuple):

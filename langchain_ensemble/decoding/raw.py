@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from langchain_ensemble.decoding.choose import draw
+from langchain_ensemble.decoding.choose import draw, padded
 from langchain_ensemble.decoding.masks import legal_ids, raw_end_ids, stuck
 from langchain_ensemble.decoding.opening import opened, raw_odds, too_late
 from langchain_ensemble.decoding.protocols import Sampling
@@ -73,9 +73,7 @@ def _penalised(logits: Tensor, ids: Sequence[Sequence[int]], sampling: Sampling)
     """[B, V] after the repetition penalty."""
     if sampling.penalty is None:
         return logits
-    penalty, device = sampling.penalty, logits.device
-    rows = zip(ids, logits[:, None], strict=True)
-    return torch.cat([penalty(torch.tensor([seen], device=device), row) for seen, row in rows])
+    return sampling.penalty(padded(ids, logits.device), logits)
 
 
 def _chosen(task: Task, token: int, logprob: float) -> Chosen:

@@ -130,7 +130,7 @@ class Scorer:
                 got, best = self._raw(chunk)
             else:
                 rows = row_weights(weights, chunk.distributions, chunk.silent, chunk.boundary)
-                wide = spread(chunk.distributions, rows, places, num_members)
+                wide = spread(chunk.distributions, rows, places, num_members, fuser)
                 got, best = self._fused(chunk, fuser, wide)
             values = torch.stack([got.float(), best.float()]).cpu().double()
             if bool(values[0].isnan().any()):
