@@ -272,7 +272,10 @@ class HFSession(SessionBase):
         """
         self._settle()
         cache = self.home.cache
-        alone = all(len(layer.keys) == 1 for layer in cache.layers if layer.is_initialized)
+        # a static buffer goes to the next session, with the graphs that were captured over it
+        alone = self.engine.static is None and all(
+            len(layer.keys) == 1 for layer in cache.layers if layer.is_initialized
+        )
         if alone and self.home.holds_only(self) and cache.capacity <= 2 * max(length, GRAIN):
             self.truncate([length])
             return self
