@@ -15,6 +15,9 @@ from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import MemoryLimitError, OverloadedError
 from langchain_ensemble.params import DEFAULT_MAX_CONCURRENT, DEFAULT_MAX_TOKENS
 
+BETWEEN = 32
+"""Rounds that a request keeps its place for while no phase of it runs."""
+
 
 class Kept(Protocol):
     """Caches that nobody needs, but that may save work."""
@@ -159,11 +162,12 @@ class Line:
 
         Returns:
             The phases; a request that waits is among them as soon as there is room for it. One
-            that nobody reads steps aside after a while, and comes first when it is read again.
+            that nobody reads steps aside, and is the first to go on when it is read again.
         """
         for ticket in self._tickets:
             ticket.idle = 0 if ticket.ready else ticket.idle + 1
-            ticket.placed = ticket.placed and ticket.idle <= UNREAD
+            unread = not ticket.ready and any(one.live for one in ticket.phases)
+            ticket.placed = ticket.placed and not unread and ticket.idle <= BETWEEN
         self._place()
         self._bound_kept()
         return [one for ticket in self._tickets if ticket.placed for one in ticket.ready]

@@ -1,13 +1,29 @@
-"""What a request asks for in a step, and who answers: the fusion, or main's raw logits."""
+"""What a request asks for in a step, and who answers: the fusion, or main's raw logits.
+
+Requests of the same voices, weights and sampling settings are one question: their rows are fused
+and drawn together, in as many kernels and one transfer to the host as one of them would take. A
+row's answer does not depend on the others: every law of a fusion is a law of its rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
+import torch
+from torch import Tensor
+
+from langchain_ensemble.decoding.caches import Caches
 from langchain_ensemble.decoding.fused import choose_fused
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.raw import choose_raw
+from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Chosen
+from langchain_ensemble.fusion.base import MemberDistribution
+
+Boundaries = list[Tensor | None]
+"""c_i [n] of every voice, None where it is 1."""
 
 
 def choose_all(questions: Sequence[Question]) -> list[list[Chosen]]:
@@ -18,11 +34,16 @@ def choose_all(questions: Sequence[Question]) -> list[list[Chosen]]:
 
     Returns:
         One choice a row, request by request.
+
+    Raises:
+        Exception: What went wrong in the first request in which anything did.
     """
-    return [
-        choose_raw(question) if len(question.task.voices) == 1 else choose_fused(question)
-        for question in questions
-    ]
+    found: list[list[Chosen]] = []
+    for picked in choose_apart(questions):
+        if isinstance(picked, Exception):
+            raise picked
+        found.append(picked)
+    return found
 
 
 def choose_apart(questions: Sequence[Question]) -> list[list[Chosen] | Exception]:
@@ -34,10 +55,134 @@ def choose_apart(questions: Sequence[Question]) -> list[list[Chosen] | Exception
     Returns:
         One choice a row, or the error, request by request.
     """
-    found: list[list[Chosen] | Exception] = []
-    for question in questions:
-        try:
-            found += choose_all([question])
-        except Exception as error:
-            found.append(error)
-    return found
+    groups: dict[Hashable, list[int]] = {}
+    for number, question in enumerate(questions):
+        groups.setdefault(_kind(question) or number, []).append(number)
+    found: dict[int, list[Chosen] | Exception] = {}
+    for numbers in groups.values():
+        answers = _together([questions[number] for number in numbers])
+        found.update(zip(numbers, answers, strict=True))
+    return [found[number] for number in range(len(questions))]
+
+
+def _choose(question: Question) -> list[Chosen]:
+    return choose_raw(question) if len(question.task.voices) == 1 else choose_fused(question)
+
+
+def _kind(question: Question) -> Hashable:
+    """What two requests must have in common to be one question; None: it stands alone.
+
+    A grammar's masks are made for one request, and a call that opens on its text is looked at in
+    main's cache: those stand alone.
+    """
+    task = question.task
+    if task.grammar is not None or (task.opening is not None and task.opening.literal):
+        return None
+    request = task.request
+    settings = (request.temperature, request.top_k, request.top_p, request.min_p)
+    return (
+        tuple((id(voice.member), id(voice.keys), voice.turns) for voice in task.voices),
+        (id(task.fuser), task.weights, task.places, task.num_members),
+        settings if question.generators is not None else "greedy",
+        request.repetition_penalty,
+        task.opening,
+        tuple(task.spelled.items()),
+    )
+
+
+def _together(questions: Sequence[Question]) -> list[list[Chosen] | Exception]:
+    """Choose for requests of one kind."""
+    if len(questions) == 1:
+        return [_alone(questions[0])]
+    parts = _Parts(questions)
+    try:
+        chosen = _choose(_merged(questions, parts))
+    except torch.OutOfMemoryError as error:  # all of them needed that memory
+        return [error] * len(questions)
+    except Exception:  # whose it is shows when each is asked alone
+        return [
+            _alone(question if seen is None else replace(question, caches=_as_caches(_Seen(seen))))
+            for question, seen in zip(questions, parts.seen, strict=True)
+        ]
+    ends = parts.ends
+    return [chosen[end - len(q.rows) : end] for q, end in zip(questions, ends, strict=True)]
+
+
+def _alone(question: Question) -> list[Chosen] | Exception:
+    try:
+        return _choose(question)
+    except Exception as error:
+        return error
+
+
+def _merged(questions: Sequence[Question], parts: _Parts) -> Question:
+    """Some requests as one with the rows of all."""
+    first = questions[0]
+    return Question(
+        task=first.task,
+        rows=[row for question in questions for row in question.rows],
+        at=range(parts.ends[-1]),
+        logits=[torch.cat(each) for each in zip(*(q.logits for q in questions), strict=True)],
+        caches=_as_caches(parts),
+        generators=None
+        if first.generators is None
+        else [own for question in questions for own in question.generators or ()],
+        ids=[own for question in questions for own in question.ids],
+        proposed=[
+            own
+            for question in questions
+            for own in question.proposed or [None] * len(question.rows)
+        ],
+    )
+
+
+class _Parts:
+    """Open boundaries of several requests, each in its own caches."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self._questions = questions
+        self.ends: list[int] = []
+        for question in questions:
+            self.ends.append(len(question.rows) + (self.ends[-1] if self.ends else 0))
+        self.seen: list[Boundaries | None] = [None] * len(questions)
+
+    def boundaries(
+        self, rows: Sequence[Row], distributions: Sequence[MemberDistribution], at: Sequence[int]
+    ) -> Boundaries:
+        """c_i of all rows."""
+        for number, (question, end) in enumerate(zip(self._questions, self.ends, strict=True)):
+            own = slice(end - len(question.rows), end)
+            mine = [_rows_of(distribution, own) for distribution in distributions]
+            self.seen[number] = question.caches.boundaries(question.rows, mine, question.at)
+        each = zip(*(seen or [] for seen in self.seen), strict=True)
+        return [_joined(column) for column in each]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Open boundaries that were weighed already; weighing them notes them, and is done once."""
+
+    weighed: Boundaries
+
+    def boundaries(self, *_: Any) -> Boundaries:
+        """What was found."""
+        return self.weighed
+
+
+def _as_caches(boundaries: _Parts | _Seen) -> Caches:
+    """All that is asked of a request's caches here are its boundaries."""
+    return cast(Caches, boundaries)
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """One voice's c_i of all rows; it is weighed in all requests or in none."""
+    weighed = [part for part in parts if part is not None]
+    return torch.cat(weighed) if weighed else None
+
+
+def _rows_of(distribution: MemberDistribution, rows: slice) -> MemberDistribution:
+    """Some rows of a distribution."""
+    own: dict[str, Any] = {
+        name: value[rows] for name, value in vars(distribution).items() if torch.is_tensor(value)
+    }
+    return replace(distribution, **own)

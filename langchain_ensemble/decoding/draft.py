@@ -108,6 +108,7 @@ class Draft:
         paths: One a voice, main first.
         keys: Union keys (with one voice main's raw ids) that might come next.
         texts: Their texts.
+        sources: What each of them was drawn from, None: it is a point mass.
         void: How often a draft of this row was void; proposals made before are too.
         settled: How many keys the answer has got since there are drafts.
         guessed: How many keys at the draft's start come from a guess that no voice has read yet.
@@ -117,6 +118,7 @@ class Draft:
     paths: list[Path]
     keys: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    sources: list[Tensor | None] = field(default_factory=list)
     void: int = 0
     settled: int = 0
     guessed: int = 0
@@ -126,7 +128,7 @@ class Draft:
         """Whether every voice has said what may come after the answer."""
         return all(path.queue for path in self.paths)
 
-    def add(self, key: int, text: str) -> bool:
+    def add(self, key: int, text: str, source: Tensor | None = None) -> bool:
         """Put one key at the end, if every voice can follow."""
         for place, path in enumerate(self.paths):
             if not path.add(key, text):
@@ -135,6 +137,7 @@ class Draft:
                 return False
         self.keys.append(key)
         self.texts.append(text)
+        self.sources.append(source)
         return True
 
     def cut(self, keys: int) -> None:
@@ -142,7 +145,7 @@ class Draft:
         chars = sum(map(len, self.texts[keys:]))
         for path in self.paths:
             path.cut(keys, chars)
-        del self.keys[keys:], self.texts[keys:]
+        del self.keys[keys:], self.texts[keys:], self.sources[keys:]
 
     def settle(self, key: int, changes: Sequence[Change]) -> bool:
         """Note that the answer has got a key.
@@ -156,12 +159,12 @@ class Draft:
         """
         self.settled += 1
         if self.keys and self.keys[0] == key:
-            del self.keys[0], self.texts[0]
+            del self.keys[0], self.texts[0], self.sources[0]
             for path in self.paths:
                 del path.queue[0], path.steps[0]
             return True
         self.void += 1
-        self.keys, self.texts = [], []
+        self.keys, self.texts, self.sources = [], [], []
         for path, (kept, new) in zip(self.paths, changes, strict=True):
             path.reset(kept, moved=bool(new))
         return False

@@ -5,7 +5,8 @@ key is *settled* when every voice has said what may come there: the fusion choos
 does, and where it chooses the draft's first key, the draft goes on; else the draft is void and what
 the voices have read of it is rolled back. So the answer is that of plain decoding, key by key and
 draw by draw, whoever proposed the draft: a proposal is a point mass, accepted with the fused
-probability of its key.
+probability of its key. Only in sampling without a seed, voices that speak main's ids draw their
+proposals, and ``verify.py`` accepts more of them: the same distribution, other draws.
 
 Who proposes:
 
@@ -21,17 +22,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from langchain_ensemble.constraints.utf8 import START
 from langchain_ensemble.decoding.caches import Caches, Change
+from langchain_ensemble.decoding.choose import drawn
 from langchain_ensemble.decoding.draft import Draft, Path
-from langchain_ensemble.decoding.fusing import keys_of
+from langchain_ensemble.decoding.fusing import keys_of, voice_distribution
 from langchain_ensemble.decoding.guesses import Guesser
 from langchain_ensemble.decoding.masks import raw_end_ids
+from langchain_ensemble.decoding.protocols import Voice
 from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Task
+from langchain_ensemble.decoding.verify import Proposed
 
 LONGEST = 8
 """Keys of a draft at most."""
@@ -45,11 +51,14 @@ class Proposals:
         rows: Place, void count and first position (counted from the drafts' beginning) of each row.
         keys: [n] union keys on the device, row by row, position by position; -1 where it would end.
         counts: How many keys each row has.
+        sources: [rows, V + 1] what each row's last key was drawn from, END last; None: it is the
+            best.
     """
 
     rows: list[tuple[int, int, int]]
     keys: Tensor
     counts: list[int]
+    sources: Tensor | None = None
 
 
 class Drafts:
@@ -69,6 +78,10 @@ class Drafts:
             for b, row in enumerate(rows)
         ]
         self._turn = 0
+        request = task.request
+        self._drawing = request.temperature > 0 and request.seed is None and len(task.voices) > 1
+        self._dice = torch.Generator()
+        self._dice.seed()
         self._proposals: Proposals | None = None
         self._pending: tuple[int, list[tuple[int, list[int]]]] | None = None
         self.drafted = self.accepted = self.forwards = 0
@@ -96,6 +109,14 @@ class Drafts:
         return [
             torch.stack([self._drafts[b].paths[place].queue[0] for b in at])
             for place in range(len(self._task.voices))
+        ]
+
+    def proposed(self, at: Sequence[int]) -> list[Proposed | None]:
+        """What was drawn from a known distribution for some rows' next key."""
+        heads = [(d.keys[:1], d.sources[:1]) for d in (self._drafts[b] for b in at)]
+        return [
+            Proposed(keys[0], sources[0]) if keys and sources[0] is not None else None
+            for keys, sources in heads
         ]
 
     def settle(self, b: int, key: int, changes: Sequence[Change]) -> None:
@@ -134,24 +155,28 @@ class Drafts:
         if made is None:
             return
         keys = iter(made.keys.tolist())
-        for (b, void, first), count in zip(made.rows, made.counts, strict=True):
+        for number, ((b, void, first), count) in enumerate(
+            zip(made.rows, made.counts, strict=True)
+        ):
             own = [next(keys) for _ in range(count)]
             place = b if places is None else places.get(b, -1)
             if place >= 0 and self._drafts[place].void == void:
-                self._put(self._drafts[place], first, own)
+                source = None if made.sources is None else made.sources[number]
+                self._put(self._drafts[place], first, own, source)
 
-    def _put(self, draft: Draft, first: int, keys: Sequence[int]) -> None:
+    def _put(self, draft: Draft, first: int, keys: Sequence[int], source: Tensor | None) -> None:
         """Put a voice's key at the end of a draft, or in the place of the first guess it denies."""
         gone = max(0, draft.settled - first)  # positions of which keys were chosen meanwhile
         first, keys = first + gone - draft.settled, keys[gone:]
         for place, key in enumerate(keys[:-1], start=first):
             if key != draft.keys[place]:
                 draft.cut(place)
-                keys = keys[: place - first + 1]
+                keys, source = keys[: place - first + 1], None
                 break
         draft.guessed = 0
         if keys and len(draft.keys) == first + len(keys) - 1:
-            self._extend(draft, self._spelled_by_main(keys[-1]))
+            spelled = self._spelled_by_main(keys[-1])
+            self._extend(draft, spelled, source if spelled == [keys[-1]] else None)
 
     def _spelled_by_main(self, key: int) -> list[int]:
         """A key in main's ids; none for END."""
@@ -161,7 +186,7 @@ class Drafts:
         text = _text(self._task.key_bytes[key])
         return [] if text is None else main.vocabulary.encode(text).ids
 
-    def _extend(self, draft: Draft, keys: Sequence[int]) -> int:
+    def _extend(self, draft: Draft, keys: Sequence[int], source: Tensor | None = None) -> int:
         """Put keys at the end of a draft, as far as every voice can follow; says how many."""
         taken, limit = 0, self._task.request.max_tokens
         done = len(draft.row.records) + 1
@@ -172,7 +197,7 @@ class Drafts:
             full = len(draft.keys) >= LONGEST
             over = limit is not None and done + len(draft.keys) >= limit
             text = "" if alone else _text(self._task.key_bytes[key])
-            if full or over or text is None or not draft.add(key, text):
+            if full or over or text is None or not draft.add(key, text, source):
                 break
             taken += 1
         self.drafted += taken
@@ -180,13 +205,19 @@ class Drafts:
 
     # who reads
 
-    def submit(self) -> None:
-        """Start the next voice's forward over what is new to it, in all rows."""
+    def submit(self, turn: int | None = None) -> None:
+        """Start the next voice's forward over what is new to it, in all rows.
+
+        Args:
+            turn: Whose turn it is among all requests, so that they run the same voice; None: the
+                one's after the last.
+        """
         bare = [draft for draft in self._drafts if not draft.keys]
         for draft, keys in self._guesser.guess(bare):
             draft.guessed = self._extend(draft, keys)
             self._guesser.guessed(draft.row.number, draft.guessed)
         count = len(self._task.voices)
+        self._turn = self._turn if turn is None else turn % count
         for place in (*range(self._turn, count), *range(self._turn)):
             if self._start(place):
                 self._turn = (place + 1) % count
@@ -232,11 +263,32 @@ class Drafts:
         asked = [
             one for (_, count), queue in zip(read, queues, strict=True) for one in queue[-count:]
         ]
+        counts = [count for _, count in read]
         keys, _ = keys_of(voice)
+        if self._drawing and voice.verbatim:
+            drawn_keys, sources = self._draw(voice, torch.stack(asked))
+            last = [end - 1 for end in accumulate(counts)]
+            return Proposals(rows, drawn_keys, counts, sources[last])
         ends = torch.tensor(raw_end_ids(voice), dtype=torch.long, device=keys.own.device)
         sayable = (keys.representative >= 0).index_fill(0, ends, True)
         best = torch.stack(asked).masked_fill(~sayable, -torch.inf).argmax(-1)
-        return Proposals(rows, keys.to_union[best], [count for _, count in read])
+        return Proposals(rows, keys.to_union[best], counts)
+
+    def _draw(self, voice: Voice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys drawn from what a voice that speaks main's ids says, filters applied; and that."""
+        said = voice_distribution(voice, logits, [START] * len(logits))
+        width = self._task.voices[0].member.logits_width
+        own = torch.nn.functional.pad(
+            said.logprobs, (0, max(0, width - said.logprobs.shape[-1])), value=-torch.inf
+        )
+        scores = torch.cat([own[:, :width], said.end[:, None]], -1)
+        empty = torch.zeros(len(scores), 0, dtype=torch.long, device=scores.device)
+        for processor in self._task.sampling.filters:
+            scores = processor(empty, scores)
+        probs = torch.softmax(scores, -1)
+        numbers = torch.rand(len(probs), dtype=torch.float64, generator=self._dice)
+        column = drawn(probs, numbers)
+        return torch.where(column < width, column, -1), probs
 
     def close(self) -> None:
         """Free what was made for guesses."""

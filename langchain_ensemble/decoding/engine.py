@@ -16,7 +16,7 @@ from typing import Self
 
 import torch
 
-from langchain_ensemble.decoding.admission import Estimate, Limits, Line, Ticket, kv_bytes
+from langchain_ensemble.decoding.admission import Estimate, Kept, Limits, Line, Ticket, kv_bytes
 from langchain_ensemble.decoding.loop import Loop
 from langchain_ensemble.decoding.records import Answer, Finish, Piece, TokenRecord, Usage
 from langchain_ensemble.decoding.rounds import run_round
@@ -44,6 +44,7 @@ class Engine:
         self.limits = limits or Limits()
         self._line = Line(self.limits)
         self._came: deque[Ticket] = deque()
+        self._rounds = 0
         self._leftovers: deque[Callable[[], None]] = deque()
 
     def admit(self, task: Task) -> Decoding:
@@ -70,6 +71,10 @@ class Engine:
             The request; its phases share one place among all requests.
         """
         return Visit(self, estimate)
+
+    def keep(self, kept: Kept) -> None:
+        """Count caches that nobody needs to ``kv_cache_gb`` too; they give way to requests."""
+        self._line.kept = kept
 
     def _begin(self, task: Task, ticket: Ticket, estimate: Estimate) -> Decoding:
         if self.limits.kv_bytes is not None and not ticket.phases:
@@ -143,8 +148,9 @@ class Engine:
                 for one in ticket.phases:
                     one.fail(error)
         running = self._line.next_round()
+        self._rounds += 1
         try:
-            run_round(running)
+            run_round(running, self._rounds)
         finally:
             self._line.remove_ended()
         return bool(running)

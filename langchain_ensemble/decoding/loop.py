@@ -57,6 +57,7 @@ class Loop:
         self._remarks = Remarks(task)
         self._read = [[len(p.ids) for p in prompt] for prompt in self._prompts]
         self._ahead = Speculation(task, self._caches)
+        self._plans: list[list[Change]] = []  # what the voices read next, row by row
         self._deadline = None if request.timeout is None else time.monotonic() + request.timeout
 
     def _tracks(self, prompt: Sequence[MemberPrompt]) -> list[Track]:
@@ -89,7 +90,7 @@ class Loop:
             return []
         begun = time.perf_counter()
         question = self.ask()
-        chosen = [] if question is None else choose_all([question])[0]
+        (chosen,) = choose_all([question]) if question is not None else ([],)
         pieces = self.answer(question, chosen)
         self.collect()
         self.note(len(chosen), time.perf_counter() - begun)
@@ -134,16 +135,19 @@ class Loop:
         if generators is not None and len(at) < len(generators):
             generators = [generators[b] for b in at]
         rows = [self.rows[self._active[b]] for b in at]
-        penalised = self._task.sampling.penalty is not None
-        ids = [self._main_ids(row) for row in rows] if penalised else []
-        return Question(self._task, rows, at, logits, self._caches, generators, ids)
+        ids = [self._main_ids(row) for row in rows] if self._task.sampling.penalty else []
+        proposed = self._ahead.proposed(at)
+        return Question(self._task, rows, at, logits, self._caches, generators, ids, proposed)
 
-    def answer(self, question: Question | None, chosen: Sequence[Chosen]) -> list[Piece]:
+    def answer(
+        self, question: Question | None, chosen: Sequence[Chosen], turn: int | None = None
+    ) -> list[Piece]:
         """Take a key in every row and start what the voices read next.
 
         Args:
             question: What was asked, if anything was.
             chosen: One choice a row of the question.
+            turn: With drafts, whose turn it is among all requests; None: this request's own.
 
         Returns:
             The rows' new text.
@@ -153,6 +157,8 @@ class Loop:
         if any(isnan(value) for value in (*said, *(record.logprob for record in records))):
             check_finite(self._task.voices, question.logits if question else [])
         pieces = self._advance(question.at if question else (), chosen)
+        if not self.done:
+            self._ahead.submit(self._plans, turn)
         if self.done:
             self._ahead.drop()
             self._caches.close()
@@ -219,8 +225,7 @@ class Loop:
             tokens = () if pick.record is None else (pick.record,)
             pieces.append(Piece(row.number, text, tokens, row.finish))
         self._select([b for b in range(len(self._active)) if b not in ended])
-        if not self.done:
-            self._ahead.submit(list(plans.values()))
+        self._plans = list(plans.values())
         return pieces
 
     def _advance_row(self, row: Row, pick: Chosen) -> list[Change]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from langchain_ensemble.decoding.caches import Caches
 from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Task
+from langchain_ensemble.decoding.verify import Proposed
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Question:
         caches: Where open boundaries are, and main's logits further on.
         generators: One a row; None is greedy.
         ids: Main's ids of prompt and answer of each row; empty where no penalty reads them.
+        proposed: What was drawn from a known distribution for each row; empty: nothing.
     """
 
     task: Task
@@ -34,3 +36,4 @@ class Question:
     caches: Caches
     generators: Sequence[torch.Generator] | None
     ids: Sequence[Sequence[int]]
+    proposed: Sequence[Proposed | None] = ()

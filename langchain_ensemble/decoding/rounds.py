@@ -18,14 +18,15 @@ from langchain_ensemble.decoding.served import Served
 from langchain_ensemble.errors import EnsembleError
 
 
-def run_round(running: Sequence[Served]) -> None:
+def run_round(running: Sequence[Served], turn: int) -> None:
     """Read a piece of every prompt that was not read, and decode a step of all others.
 
     Args:
         running: The requests; they get their pieces, or the error that ended them.
+        turn: Number of the round: requests that draft let the same member read.
     """
     try:
-        _run(running)
+        _run(running, turn)
     except BaseException:  # the thread that pumps was interrupted: nobody knows how far it got
         for one in running:
             if one.live:
@@ -39,7 +40,7 @@ def run_round(running: Sequence[Served]) -> None:
 
 
 @torch.inference_mode()
-def _run(running: Sequence[Served]) -> None:
+def _run(running: Sequence[Served], turn: int) -> None:
     begun = time.perf_counter()
     for one in running:
         if not one.loop.read:
@@ -50,7 +51,7 @@ def _run(running: Sequence[Served]) -> None:
         if one.error is None and one.loop.read:
             with one.minded():
                 asked.append((one, one.loop.ask()))
-    settled = _answer(asked)
+    settled = _answer(asked, turn)
     for one, _, _ in settled:  # the first to collect runs what all have started
         with one.minded():
             one.loop.collect()
@@ -63,7 +64,7 @@ def _run(running: Sequence[Served]) -> None:
 
 
 def _answer(
-    asked: Sequence[tuple[Served, Question | None]],
+    asked: Sequence[tuple[Served, Question | None]], turn: int
 ) -> list[tuple[Served, list[Piece], int]]:
     """Choose for all together, and start what their voices read next."""
     questions = [question for _, question in asked if question is not None]
@@ -74,5 +75,5 @@ def _answer(
         with one.minded():
             if isinstance(picked, Exception):
                 raise picked
-            settled.append((one, one.loop.answer(question, picked), len(picked)))
+            settled.append((one, one.loop.answer(question, picked, turn), len(picked)))
     return settled

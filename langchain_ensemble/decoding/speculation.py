@@ -12,6 +12,7 @@ from langchain_ensemble.decoding.guesses import Guesser
 from langchain_ensemble.decoding.pace import Pace
 from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Task
+from langchain_ensemble.decoding.verify import Proposed
 
 
 class Speculation:
@@ -45,6 +46,10 @@ class Speculation:
         at = self._drafts.ready
         return at, self._drafts.logits(at) if at else ()
 
+    def proposed(self, at: Sequence[int]) -> Sequence[Proposed | None]:
+        """What was drawn from a known distribution for some rows' next key; empty: nothing."""
+        return () if self._drafts is None else self._drafts.proposed(at)
+
     def settle(self, b: int, key: int, changes: Sequence[Change]) -> None:
         """Note that a row got a key; see :meth:`Drafts.settle`."""
         if self._drafts is not None:
@@ -61,18 +66,19 @@ class Speculation:
         if self._drafts is not None:
             self._drafts.select(rows)
 
-    def submit(self, plans: Sequence[Sequence[Change]]) -> None:
+    def submit(self, plans: Sequence[Sequence[Change]], turn: int | None = None) -> None:
         """Start what is to be read next: by one voice with drafts, else by all.
 
         Args:
             plans: [row][voice], what the rows' new keys changed; not read with drafts.
+            turn: Whose turn it is, see :meth:`Drafts.submit`.
         """
         if self._drafts is None:
             self._caches.submit(plans)
             return
         self._drafts.take_proposals()
         if not self._drafts.ready:
-            self._drafts.submit()
+            self._drafts.submit(turn)
 
     def collect(self) -> None:
         """Take what the voices say next."""
