@@ -23,6 +23,7 @@ from langchain_ensemble.errors import (
     EnsembleWarning,
     MemberError,
     MemoryLimitError,
+    OverloadedError,
     UnfinishedError,
     VocabularyError,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "Member",
     "MemberError",
     "MemoryLimitError",
+    "OverloadedError",
     "UnfinishedError",
     "VocabularyError",
     "__version__",

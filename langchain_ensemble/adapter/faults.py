@@ -9,14 +9,19 @@ from langchain_core.exceptions import (
     ContextOverflowError,
     ModelInvalidRequestError,
     ModelNotFoundError,
+    ModelRateLimitError,
     OutputParserException,
 )
 
-from langchain_ensemble.errors import ConfigError, ContextError, UnfinishedError
+from langchain_ensemble.errors import ConfigError, ContextError, OverloadedError, UnfinishedError
 
 
 class PromptTooLongError(ContextError, ContextOverflowError):
     """A conversation does not fit a member; summarising middleware catches it and retries."""
+
+
+class TooManyRequestsError(OverloadedError, ModelRateLimitError):
+    """As many requests wait as may; middleware and callers that retry find it retryable."""
 
 
 class InvalidRequestError(ConfigError, ModelInvalidRequestError):
@@ -40,11 +45,19 @@ class UnfinishedOutputError(UnfinishedError, OutputParserException):
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise a prompt that does not fit as LangChain's ``ContextOverflowError`` too."""
+    """Raise what LangChain has a name for under that name too.
+
+    A prompt that does not fit is its ``ContextOverflowError``, a full queue its
+    ``ModelRateLimitError``.
+    """
     try:
         yield
-    except ContextOverflowError:
+    except (ContextOverflowError, ModelRateLimitError):
         raise
+    except OverloadedError as error:
+        raise TooManyRequestsError(
+            str(error), waiting=error.waiting, limit=error.limit
+        ) from error
     except ContextError as error:
         raise PromptTooLongError(
             str(error), member=error.member, length=error.length, limit=error.limit

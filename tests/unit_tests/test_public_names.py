@@ -23,6 +23,7 @@ PUBLIC = [
     "Member",
     "MemberError",
     "MemoryLimitError",
+    "OverloadedError",
     "UnfinishedError",
     "VocabularyError",
     "__version__",
