@@ -15,6 +15,7 @@ memory; the pair is trained first (five minutes more) where DIR does not hold it
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from common import Row, interleaved, one_thread, peak_gib, save
+from common import RESULTS, Row, interleaved, one_thread, peak_gib, save
 from relative_memory import Pair, alignment_of
 from torch import Tensor
 from trained_pair import make, prompts
@@ -325,14 +326,37 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=256, help="random rows a sharpness")
     parser.add_argument("--answers", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=30)
+    parser.add_argument("--only", choices=("times", "random", "trained"), action="append")
     given = parser.parse_args()
     one_thread()
-    rows = times(32_000, 24_000, given.rounds)
-    rows += random_logits(8192, 6000, given.positions)
-    with tempfile.TemporaryDirectory() as spare:
-        rows += trained(given.pair or Path(spare), given.answers, given.tokens)
-    rows.append(Row("peak memory of this benchmark", "CPU", peak_gib(), 6.0, "GiB"))
-    save("deepen_search", rows)
+    parts = given.only or ["times", "random", "trained"]
+    rows: list[Row] = []
+    if "times" in parts:
+        rows += times(32_000, 24_000, given.rounds)
+        rows.append(Row("DeePEn: peak memory of this benchmark", "CPU", peak_gib(), 6.0, "GiB"))
+    if "random" in parts:
+        rows += random_logits(8192, 6000, given.positions)
+    if "trained" in parts:
+        with tempfile.TemporaryDirectory() as spare:
+            rows += trained(given.pair or Path(spare), given.answers, given.tokens)
+    save("deepen_search", rows + kept(rows))
+
+
+def kept(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the last result file that were not measured again."""
+    path = RESULTS / "deepen_search.json"
+    if not path.exists():
+        return []
+    new = {(row.measure, row.on) for row in rows}
+    old = [
+        Row(
+            *(plain[name] for name in ("measure", "on", "measured", "bar", "unit")),
+            least=plain["rule"] == ">=",
+            more=plain.get("more", {}),
+        )
+        for plain in json.loads(path.read_text())["rows"]
+    ]
+    return [row for row in old if (row.measure, row.on) not in new]
 
 
 if __name__ == "__main__":
