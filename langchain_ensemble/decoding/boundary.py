@@ -40,6 +40,9 @@ LEVELS = 3
 PARTS = 2 * LEVELS - 1
 """Pieces of a slice at most: a beginning and an end on each level, one on the last."""
 
+HEAD = 3
+"""What comes before a row's places: the row, the slot that is written, where that is."""
+
 Visited = tuple[int, int]
 """Where in the answer a boundary is, and its slot."""
 
@@ -123,6 +126,8 @@ class BoundaryTracker:
         """
         self._keys = keys
         self._layout = Layout(len(keys.order))
+        ends = [self._layout.nothing] * BOUNDARIES  # of the first slot: as empty as any
+        self._blank = array("q", [0] * HEAD + ends + [0] * (2 * PARTS * BOUNDARIES))
         self._visited: list[list[Visited]] = [[] for _ in range(rows)]
         self._next = [0] * rows
         self._flat: Tensor | None = None  # [B * SLOTS * width + base] log-probabilities
@@ -158,8 +163,8 @@ class BoundaryTracker:
         weight, path, new = _weigh(
             flat,
             path,
-            plan[:, 3 : 3 + BOUNDARIES],
-            plan[:, 3 + BOUNDARIES :].view(len(at), BOUNDARIES, PARTS, 2),
+            plan[:, HEAD : HEAD + BOUNDARIES],
+            plan[:, HEAD + BOUNDARIES :].view(len(at), BOUNDARIES, PARTS, 2),
             self._layout.base,
         )
         whole.index_copy_(0, rows, path.scatter_(1, slot, new[:, None]))
@@ -174,8 +179,8 @@ class BoundaryTracker:
     def _plan(self, places: array[int], row: int, answer: bytes | bytearray, on: bool) -> None:
         """Append one row's places: what is read of every slot, and which slot is written."""
         width, first = self._layout.width, row * SLOTS
-        exact = [(first + slot) * width + self._layout.nothing for slot in range(BOUNDARIES)]
-        parts = [0] * (2 * PARTS * BOUNDARIES)
+        start = len(places) + HEAD
+        places.extend(self._blank)
         position, slot = len(answer), BOUNDARIES
         if on:
             alive = []
@@ -190,14 +195,18 @@ class BoundaryTracker:
                 base = (first + where) * width
                 found = self._keys.position(span)
                 if found is not None:
-                    exact[where] = base + found
-                pieces = [base + n for n in self._layout.parts(low, high)]
-                parts[2 * PARTS * where : 2 * PARTS * where + len(pieces)] = pieces
+                    places[start + where] = base + found
+                at = start + BOUNDARIES + 2 * PARTS * where
+                for number in self._layout.parts(low, high):
+                    places[at] = base + number
+                    at += 1
             slot = self._next[row] % BOUNDARIES
             self._next[row] += 1
             kept = [(p, s) for p, s in alive if s != slot]
             self._visited[row] = [*kept, (position, slot)]
-        places.extend((row, slot, first + slot, *exact, *parts))
+        places[start - HEAD] = row
+        places[start - 2] = slot
+        places[start - 1] = first + slot
 
     def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """What is remembered, made at the first boundary."""
@@ -267,7 +276,7 @@ def _weigh(
     index = parts[..., :1] + torch.arange(base, device=flat.device)  # [n, BOUNDARIES, PARTS, base]
     open_keys = flat.take(index).masked_fill(index >= parts[..., 1:], -torch.inf)
     to_here = path[:, :BOUNDARIES]
-    through = (to_here + open_keys.flatten(2).logsumexp(-1)).logsumexp(-1)  # [n]
+    through = (open_keys + to_here[:, :, None, None]).flatten(1).logsumexp(-1)  # [n]
     ended = (to_here + flat.take(exact)).logsumexp(-1)
     # The start, bytes that no key spells, or no path leads here: the paths start anew.
     lost = through == -torch.inf

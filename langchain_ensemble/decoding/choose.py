@@ -33,11 +33,9 @@ def effective_weights(weights: Tensor, abstain: Tensor, boundary: Tensor) -> Ten
     """
     kept = weights.masked_fill(abstain, 0.0)
     total = kept.sum(-1, keepdim=True)
-    alone = torch.zeros_like(kept)
-    alone[:, 0] = 1.0
-    kept = torch.where(total > 0, kept / total.clamp_min(1e-30), alone)
+    kept = kept / total.clamp_min(1e-30)
     others = kept[:, 1:] * boundary[:, 1:]
-    shifted = torch.cat([1.0 - others.sum(-1, keepdim=True), others], -1)
+    shifted = torch.cat([1.0 - others.sum(-1, keepdim=True), others], -1)  # nobody left: main
     return torch.where(abstain[:, :1] & (total > 0), kept, shifted)
 
 

@@ -6,6 +6,9 @@ vocabulary does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -19,6 +22,27 @@ order.
 """
 
 
+NOBODY = -1e30
+"""Below the logarithm of any probability; half of it is above it, and as impossible."""
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What every member has of some candidates, all [M, N, S].
+
+    Attributes:
+        at: Its id of the candidate, or of its longest prefix; -1 where there is none.
+        any_key: 0 where there is one, else -inf.
+        own_key: 0 where it has the candidate itself, else -inf.
+        floor: ``NOBODY``, or half of it where it has the candidate itself.
+    """
+
+    at: Tensor
+    any_key: Tensor
+    own_key: Tensor
+    floor: Tensor
+
+
 class Lookup:
     """Index tables of an alignment with one more entry, for slots that hold no key."""
 
@@ -30,8 +54,16 @@ class Lookup:
         self._apart: dict[tuple[int, torch.device], Tensor] = {}  # a member's tie order
         own = torch.stack([_longer(keys.from_union) for keys in alignment.members])
         prefix = torch.stack([_longer(keys.longest_prefix) for keys in alignment.members])
-        self._has = own >= 0  # [M, U + 1]
-        self._at = torch.where(self._has, own, prefix)
+        has = own >= 0
+        self._at = torch.where(has, own, prefix)  # [M, U + 1]
+        zero = torch.zeros(own.shape, device=own.device)
+        self._bars = torch.cat(  # [3 M, U + 1]
+            [
+                zero.masked_fill(self._at < 0, -torch.inf),
+                zero.masked_fill(~has, -torch.inf),
+                torch.where(has, NOBODY / 2, NOBODY),
+            ]
+        )
 
     def best(self, i: int, one: MemberDistribution, k: int) -> Tensor:
         """Union keys of a member's best ids.
@@ -59,35 +91,37 @@ class Lookup:
         found = names[where] if names.dim() == 1 else names.gather(-1, where)
         return found.masked_fill(top == -torch.inf, self._size)
 
-    def ids(self, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """Every member's id of each candidate, or of its longest prefix.
+    def stand(self, candidates: Tensor) -> Stand:
+        """What every member has of the candidates.
 
         Args:
             candidates: [N, S] union keys on the fusion's device; the union's size is none.
-
-        Returns:
-            Ids [M, N, S], -1 where there is none, and whether they are the candidate itself.
         """
-        shape = (-1, *candidates.shape)
-        flat = candidates.flatten()
-        at, has = self._at.index_select(1, flat), self._has.index_select(1, flat)
-        return at.view(shape), has.view(shape)
+        flat, count = candidates.flatten(), len(self._at)
+        at = self._at.index_select(1, flat).view(count, *candidates.shape)
+        bars = self._bars.index_select(1, flat).view(3, count, *candidates.shape)
+        return Stand(at, *bars.unbind(0))
 
-    def said(self, i: int, one: MemberDistribution, candidates: Tensor, at: Tensor) -> Tensor:
-        """A member's log-probabilities of its ids of the candidates.
+    def said(self, distributions: Sequence[MemberDistribution], stand: Stand) -> Tensor:
+        """Every member's log-probabilities of its ids of the candidates.
 
         Args:
-            i: The member.
-            one: Its distribution, dense or sparse.
-            candidates: [N, S] union keys.
-            at: [N, S] its ids of them (:meth:`ids`).
+            distributions: One a member, dense or sparse, each on its own device.
+            stand: What they have of the candidates.
 
         Returns:
-            [N, S] on the candidates' device; -inf where it has no id.
+            [M, N, S] on the fusion's device; -inf where a member has no id.
         """
-        device = one.logprobs.device
-        got = one.logprobs_at(at.to(device), self._keys(i, device))
-        return got.to(candidates.device)
+        home, inside = stand.at.device, stand.at.clamp_min(0)
+        found = []
+        for i, one in enumerate(distributions):
+            ids = inside[i].to(one.logprobs.device)
+            if one.ids is None:
+                got = one.logprobs.gather(-1, ids)
+            else:
+                got = one.logprobs_at(ids, self._keys(i, ids.device))
+            found.append(got.to(home))
+        return torch.stack(found) + stand.any_key
 
     def _keys(self, i: int, device: torch.device) -> MemberKeys:
         """A member's keys on a device, moved there once."""

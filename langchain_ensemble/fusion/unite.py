@@ -40,7 +40,7 @@ from langchain_ensemble.fusion.base import (
     MemberDistribution,
     Needs,
 )
-from langchain_ensemble.fusion.lookup import Lookup
+from langchain_ensemble.fusion.lookup import Lookup, Stand
 from langchain_ensemble.fusion.voices import (
     LOG_TINY,
     TINY,
@@ -165,20 +165,16 @@ class UniteFuser:
         """Collect the candidates of each row and divide every member's mass over them."""
         home, found = weights.device, self._found
         share = voices(distributions, weights).T  # [M, N]
-        speaks = share > 0
+        mute = (share <= 0)[:, :, None]
         best = [found.best(i, one, self._k).to(home) for i, one in enumerate(distributions)]
-        mute = ~speaks[:, :, None]
         named = torch.stack(best).masked_fill(mute, self._alignment.union_size)  # [M, N, K]
         candidates = self._distinct(named.transpose(0, 1).flatten(1))  # [N, S]
-        at, has = found.ids(candidates)  # [M, N, S]
-        said = torch.stack(
-            [found.said(i, one, candidates, at[i]) for i, one in enumerate(distributions)]
-        )
-        said = said.masked_fill(mute, -torch.inf)
-        spoken = said.masked_fill(~has, -torch.inf) + share.log()[:, :, None]
-        mass = said.exp() * _divide(at, has, _others(spoken))
+        stand = found.stand(candidates)
+        said = found.said(distributions, stand).masked_fill(mute, -torch.inf)  # [M, N, S]
+        spoken = said + stand.own_key + share.log()[:, :, None]
+        mass = said.exp() * _divide(stand, _others(spoken))
         ends = torch.stack([one.end.to(home) for one in distributions]).exp()
-        return _Union(candidates, mass, ends.masked_fill(~speaks, 0.0), at, share)
+        return _Union(candidates, mass, ends.masked_fill(mute[:, :, 0], 0.0), stand.at, share)
 
     def _distinct(self, keys: Tensor) -> Tensor:
         """Sort each row ascending and empty the repeats, which go to the end."""
@@ -204,23 +200,21 @@ def _others(spoken: Tensor) -> Tensor:
     return spoken[None].masked_fill(own[:, :, None, None], -torch.inf).logsumexp(1)
 
 
-def _divide(falls_on: Tensor, has: Tensor, others: Tensor) -> Tensor:
+def _divide(stand: Stand, others: Tensor) -> Tensor:
     """Divide each of a member's keys over the candidates that stand on it.
 
+    In proportion to what the others say of them. Where they say nothing: all of it to the key
+    itself if it is a candidate, else evenly.
+
     Args:
-        falls_on: [..., S] the member's id under each candidate, -1 where it has none.
-        has: [..., S] bool, the candidate is that key itself.
-        others: [..., S] log of the other members' weighted probabilities of the candidates.
+        stand: The members' ids under each candidate, [M, N, S].
+        others: [M, N, S] log of the other members' weighted probabilities of the candidates.
 
     Returns:
-        [..., S] shares; those of one key sum to 1.
+        [M, N, S] shares; those of one key sum to 1.
     """
-    full = falls_on >= 0
-    together = (falls_on[..., :, None] == falls_on[..., None, :]) & full[..., None, :]
-    total = others[..., None, :].masked_fill(~together, -torch.inf).logsumexp(-1)  # [..., S]
-    silent = total == -torch.inf
-    itself = (together & has[..., None, :]).any(-1)  # the key is a candidate
-    even = together.sum(-1).clamp_min(1).reciprocal()
-    nobody = torch.where(itself, has.to(even.dtype), even)
-    share = torch.where(silent, nobody, (others - total.masked_fill(silent, 0.0)).exp())
-    return share * full
+    together = stand.at[..., :, None] == stand.at[..., None, :]  # empty slots too: they say nothing
+    part = torch.maximum(others, stand.floor)
+    best = torch.where(together, part[..., None, :], -torch.inf).amax(-1)
+    part = (part - best).exp()
+    return part / torch.where(together, part[..., None, :], 0.0).sum(-1)

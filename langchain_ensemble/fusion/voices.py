@@ -45,9 +45,9 @@ def voices(
     assert silent is not None  # made above where it was not given
     kept = weights.float().masked_fill(silent, 0.0)
     total = kept.sum(-1, keepdim=True)
-    alone = torch.zeros_like(kept)
-    alone[:, 0] = 1.0
-    return torch.where(total > 0, kept / total.clamp_min(TINY), alone)
+    share = kept / total.clamp_min(TINY)
+    share[:, :1] += total == 0  # nobody is left: main alone
+    return share
 
 
 def present(
