@@ -19,7 +19,7 @@ from langchain_ensemble.decoding.fusing import (
     spread,
     voice_distribution,
 )
-from langchain_ensemble.decoding.masks import legal_ids, restrict, said_together, stuck
+from langchain_ensemble.decoding.masks import Legal, legal_ids, restrict, said_together, stuck
 from langchain_ensemble.decoding.opening import Odds, fused_odds, opened, scaled
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.records import Finish, TokenRecord
@@ -60,7 +60,8 @@ def choose_fused(question: Question) -> list[Chosen]:
     weights = row_weights(task.weights, distributions, silent, boundary)
     assert task.fuser is not None  # more than one voice
     heard = spread(distributions, weights, task.places, task.num_members, task.fuser)
-    fused = checked(task.fuser(*heard))
+    best = getattr(task.fuser, "best", None) if _only_best(question, legal) else None
+    fused = checked((best or task.fuser)(*heard))
     if legal is not None:
         fused = restrict(fused, legal, voices)
     fused, dead = or_end(fused)
@@ -79,8 +80,16 @@ def choose_fused(question: Question) -> list[Chosen]:
             generator = None if generators is None else generators[b]
             chosen.append(opened(task, task.opening, value, question.logits[0][b], generator))
         else:
-            chosen.append(_chosen(task, int(chosen_key), value, each, fused=count > 1))
+            told = None if best else value
+            chosen.append(_chosen(task, int(chosen_key), told, each, fused=count > 1))
     return chosen
+
+
+def _only_best(question: Question, legal: Legal | None) -> bool:
+    """Whether nothing but the best entry is asked of the fusion: what it adds may be left out."""
+    task = question.task
+    bare = task.sampling.penalty is None and task.opening is None and legal is None
+    return bare and question.generators is None and not task.request.logprobs
 
 
 def _pick(
@@ -113,7 +122,9 @@ def _pick(
     return torch.where(column < width, key, beyond), logprob
 
 
-def _chosen(task: Task, key: int, logprob: float, said: Sequence[float], *, fused: bool) -> Chosen:
+def _chosen(
+    task: Task, key: int, logprob: float | None, said: Sequence[float], *, fused: bool
+) -> Chosen:
     data = b"" if key < 0 else task.key_bytes[key] or b""
     members = {
         voice.member.name: None if value == -torch.inf else value

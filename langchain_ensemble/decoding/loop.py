@@ -153,8 +153,8 @@ class Loop:
             The rows' new text.
         """
         records = [pick.record for pick in chosen if pick.record is not None]
-        said = [value for record in records for value in record.members.values() if value]
-        if any(isnan(value) for value in (*said, *(record.logprob for record in records))):
+        said = [v for record in records for v in (record.logprob, *record.members.values()) if v]
+        if any(isnan(value) for value in said):
             check_finite(self._task.voices, question.logits if question else [])
         pieces = self._advance(question.at if question else (), chosen)
         if not self.done:

@@ -15,7 +15,9 @@ class TokenRecord:
     Attributes:
         id: Main's id, or None when main has no single id for the chosen key; END is None too.
         bytes: The chosen key's bytes (empty for END).
-        logprob: Log-probability under the fused distribution, before processors, nats.
+        logprob: Log-probability under the fused distribution, before processors, nats; None where
+            only the best key was looked for (greedy, without ``logprobs``, where a fusion can save
+            work by that).
         members: Each voice's own log-probability of the chosen key; None: it has no say or the
             key has probability 0 from it. By name.
         fused: Whether more than one member had a say in this step.
@@ -23,7 +25,7 @@ class TokenRecord:
 
     id: int | None
     bytes: bytes
-    logprob: float
+    logprob: float | None
     members: dict[str, float | None]
     fused: bool
 
