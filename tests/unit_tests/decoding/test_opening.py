@@ -228,7 +228,7 @@ def test_no_call_opens_inside_a_character(
     with models(shared, *PAIR, fusion=fusion, main=main) as owner:
         for seed in range(6):
             bias[main, OPENER] = -500.0
-            request = RequestParams(max_tokens=60, temperature=20.0, seed=seed)
+            request = RequestParams(max_tokens=60, temperature=20.0, seed=seed, speculation="off")
             with admit(owner, [PROMPT], request, opening=Opening(ids=(OPENER,))) as decoding:
                 row = decoding.rows[0]
                 while not row.fragment and not decoding.done:
