@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from common import SHARED, Row, interleaved, one_thread, save
-from toys import ensemble_of
+from toys import drafts_of, ensemble_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.candidate_generator import AssistedCandidateGenerator
 
@@ -103,6 +103,7 @@ class Pair:
         self.ensemble: Ensemble = ensemble_of(
             {n: (m, AutoTokenizer.from_pretrained(folders[n])) for n, m in self.models.items()},
             fusion={"name": "average", "mean": "arithmetic"},
+            prefix_cache_gb=0,  # every answer reads its prompt, as theirs does
         )
 
     @torch.inference_mode()
@@ -122,11 +123,19 @@ class Pair:
         )
         return list(made[0, ids.shape[1] :].tolist())
 
-    def ours(self, prompt: str, speculation: str) -> list[int]:
-        """Main's ids of our answer."""
+    def ours(self, prompt: str, speculation: str, counts: Counts | None = None) -> list[int]:
+        """Main's ids of our answer; what was drafted is added to ``counts``."""
         request = RequestParams(max_tokens=self.tokens, speculation=speculation)
-        ((answer,),) = self.ensemble.generate([prompt], request)
-        return [record.id for record in answer.tokens]
+        with self.ensemble.open([prompt], request) as decoding:
+            while not decoding.done:
+                decoding.step()
+            if counts is not None:
+                drafted, accepted = drafts_of(decoding)
+                counts.drafted, counts.accepted = (
+                    counts.drafted + drafted,
+                    counts.accepted + accepted,
+                )
+            return [record.id for record in decoding.rows[0].records]
 
     @torch.inference_mode()
     def not_the_mean(self, prompt: str, answer: list[int]) -> int:
@@ -175,7 +184,10 @@ def measure(pair: Pair, rounds: int, *, judged: bool) -> list[Row]:
     for way in (best, "ours on", "ours off"):
         with counted(pair.models) as counts:
             for prompt in PROMPTS:
-                ways[way](prompt)
+                if way.startswith("ours"):
+                    pair.ours(prompt, way.split()[1], counts)
+                else:
+                    ways[way](prompt)
         share = counts.accepted / counts.drafted if counts.drafted else math.nan
         acceptance = f"; acceptance {share:.2f}" if counts.drafted else ""
         forwards = ", ".join(f"{n} {counts.forwards[n] / size[way]:.2f}" for n in pair.names)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from common import Row, clock_of, peak_gib
 from gpu_pairs import Ring, make, opened_on, script, scripted
-from toys import ensemble_of
+from toys import drafts_of, ensemble_of
 from transformers import DynamicCache
 
 from langchain_ensemble.decoding.engine import Decoding
@@ -93,6 +93,11 @@ class Stage:
         free()
 
 
+def allocated_gib() -> float:
+    """What is allocated on the device now; 0 where there is none."""
+    return torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+
+
 def free() -> None:
     """Give unused device memory back."""
     gc.collect()
@@ -113,9 +118,26 @@ def advance(decoding: Decoding, tokens: float) -> None:
 
 
 def token_ms(
-    made: tuple[Ensemble, Ring], stage: Stage, rows: int = 1, context: int = 0, **request: Any
+    made: tuple[Ensemble, Ring],
+    stage: Stage,
+    rows: int = 1,
+    context: int = 0,
+    seen: dict[str, float] | None = None,
+    **request: Any,
 ) -> float:
-    """Milliseconds of a token, a row: the loop alone, prompts read before."""
+    """Milliseconds of a token, a row: the loop alone, prompts read before.
+
+    Args:
+        made: The ensemble and its ring.
+        stage: Sizes.
+        rows: How many answers at once.
+        context: Tokens of a prompt; 0: the stage's.
+        seen: Gets the share of drafts that was accepted and the device memory of the request.
+        request: Settings of the request.
+
+    Returns:
+        The milliseconds.
+    """
     ensemble, ring = made
     clock = clock_of(stage.device)
     warm = 12
@@ -124,7 +146,12 @@ def token_ms(
         advance(decoding, warm)
         before, start = kept(decoding), clock()
         advance(decoding, warm + stage.steps)
-        return (clock() - start) * 1e3 / (kept(decoding) - before)
+        took = (clock() - start) * 1e3 / (kept(decoding) - before)
+        if seen is not None:
+            drafted, accepted = drafts_of(decoding)
+            seen["accepted"] = accepted / max(drafted, 1)
+            seen["GiB"] = allocated_gib()
+        return took
 
 
 def bare_ms(module: Any, stage: Stage) -> float:
@@ -161,18 +188,20 @@ def graphs(stage: Stage) -> list[Row]:
     ms = token_ms(stage.ensemble(forward=stage.fast), stage)
     stage.seen["plain"] = ms
     bar = stage.bar(13.7) if stage.names[0].startswith("Llama-3") else None
-    return [Row("step with graphs", stage.on, ms, bar, "ms")]
+    return [Row(f"plain step, {stage.fast}", stage.on, ms, bar, "ms")]
 
 
 def speculation(stage: Stage) -> list[Row]:
     """A token with drafts, accepted as scripted."""
     made = stage.ensemble(forward=stage.fast)
-    ms = token_ms(made, stage, speculation="on")
+    seen: dict[str, float] = {}
+    ms = token_ms(made, stage, seen=seen, speculation="on")
+    name = f"token with drafts at {ACCEPTANCE}"
     bar = stage.bar(6.2) if stage.names[0].startswith("Llama-3") else None
     plain = stage.seen.get("plain") or token_ms(made, stage)
     return [
-        Row(f"token with drafts at {ACCEPTANCE}, graphs", stage.on, ms, bar, "ms"),
-        Row(f"token with drafts at {ACCEPTANCE} / plain, graphs", stage.on, ms / plain, unit="x"),
+        Row(f"{name}, {stage.fast}", stage.on, ms, bar, "ms", more={"accepted": seen["accepted"]}),
+        Row(f"{name} / plain, {stage.fast}", stage.on, ms / plain, unit="x"),
     ]
 
 
@@ -273,10 +302,14 @@ def twins(stage: Stage) -> list[Row]:
     _, whole = scripted({"a": (main, tokenizer), "b": (twin, tokenizer)}, "unite")
     one = Ring(whole.ids[:1])
     script([main], one, 1.0)
-    alone = token_ms((ensemble_of({"a": (main, tokenizer)}, "unite", **how), one), stage)
+    weights, before, seen = held_gib([main]), allocated_gib(), {}
+    alone = token_ms((ensemble_of({"a": (main, tokenizer)}, "unite", **how), one), stage, seen=seen)
+    alone_gib = weights + seen.get("GiB", 0.0) - before
     views = ensemble_of({"a": (main, tokenizer), "b": (main, tokenizer)}, "unite", **how)
-    both = token_ms((views, whole), stage)
-    memory = held_gib([main, main]) / held_gib([main])
+    free()
+    before = allocated_gib()
+    both = token_ms((views, whole), stage, seen=seen)
+    memory = (weights + seen["GiB"] - before) / alone_gib
     script([main, twin], whole, ACCEPTANCE)
     pair = ensemble_of({"a": (main, tokenizer), "b": (twin, tokenizer)}, "unite", **how)
     plain = token_ms((pair, whole), stage)
@@ -288,7 +321,7 @@ def twins(stage: Stage) -> list[Row]:
         Row("two equal members / main alone, plain", on, plain / alone, stage.bar(2.1), "x"),
         Row(f"the same, drafts at {ACCEPTANCE}", on, drafts / alone, stage.bar(1.45), "x"),
         Row("two views of one model / main alone, time", on, both / alone, stage.bar(1.15), "x"),
-        Row("two views of one model / main alone, weights", on, memory, 1.1, "x"),
+        Row("two views of one model / main alone, memory", on, memory, stage.bar(1.1), "x"),
     ]
 
 

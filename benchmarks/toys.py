@@ -204,3 +204,17 @@ def opened(
             of_row.append(MemberPrompt(tuple(ids)))
         prompts.append(of_row)
     return ensemble._engine.admit(replace(task, prompts=prompts))
+
+
+def drafts_of(decoding: Decoding) -> tuple[int, int]:
+    """How many keys a request has drafted so far, and how many of them were chosen.
+
+    Args:
+        decoding: The request.
+
+    Returns:
+        Both counts.
+    """
+    ahead = decoding._loop._ahead
+    counts = [each for each in (ahead, ahead._drafts) if each is not None]
+    return sum(c.drafted for c in counts), sum(c.accepted for c in counts)
