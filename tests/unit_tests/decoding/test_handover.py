@@ -60,7 +60,7 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
 
 def picos(pico: Callable[..., Path], *kinds: str, **settings: Any) -> Ensemble:
     members = {kind: str(pico(kind)) for kind in kinds}
-    return Ensemble(EnsembleParams(members=members, **settings))
+    return Ensemble(EnsembleParams(members=members, prefix_cache_gb=0, **settings))
 
 
 def tokens(answer: Any, tolerance: float = 2e-4) -> list[tuple[int | None, bytes, Any]]:

@@ -11,7 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.messages import HumanMessage, SystemMessage
 
+from langchain_ensemble import ChatEnsemble
 from langchain_ensemble.decoding.engine import Decoding
 from langchain_ensemble.decoding.loop import Loop
 from langchain_ensemble.decoding.prefixes import USEFUL, PrefixCache, shared_length
@@ -23,6 +25,7 @@ from langchain_ensemble.members.huggingface import HFMember
 from langchain_ensemble.members.replay import ReplaySession
 from langchain_ensemble.members.session import HFSession, SessionBase
 from langchain_ensemble.params import EnsembleParams, RequestParams
+from tests.agent_stage import pair
 
 TEXT = (
     "Once upon a time there was a little fox who lived in the forest with her mother. "
@@ -442,3 +445,53 @@ def test_states_that_cannot_be_rolled_back_are_not_kept(
         got = cached(made, TEXT)
         assert got["llama"] == 0
         assert got["gpt2"] > USEFUL
+
+
+@pytest.fixture(scope="module")
+def chats(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[ChatEnsemble, ChatEnsemble]]:
+    """The same ensemble with and without a prefix cache."""
+    members = dict(pair(tmp_path_factory.mktemp("chat"), positions=2048))
+    given: Any = {"members": members, "fusion": "average", "max_tokens": 6}
+    with ChatEnsemble(**given) as chat, ChatEnsemble(**given, prefix_cache_gb=0) as plain:
+        yield chat, plain
+
+
+class TestChat:
+    """An agent resends its conversation at every turn."""
+
+    @pytest.mark.parametrize("tools", [False, True])
+    def test_an_agents_turns_read_what_is_new(
+        self, chats: tuple[ChatEnsemble, ChatEnsemble], tools: bool
+    ) -> None:
+        def search(query: str) -> str:
+            """Search."""
+            return query
+
+        salt = f"tools={tools}"
+        chat, plain = (c.bind_tools([search]) if tools else c for c in chats)
+        turns: list[Any] = [SystemMessage("You answer. " + TEXT)]
+        unread = []
+        for number in range(5):
+            turns.append(HumanMessage(f"{number}: who went into the wood, and what was there?"))
+            got: Any = chat.invoke(turns, cache_salt=salt)
+            want: Any = plain.invoke(turns)
+            assert (got.content, got.tool_calls) == (want.content, want.tool_calls)
+            read = got.usage_metadata.pop("input_token_details", {}).get("cache_read", 0)
+            assert got.usage_metadata == want.usage_metadata
+            for message in (got, want):
+                message.response_metadata["ensemble"].pop("member_ms")
+                message.response_metadata.pop("system_fingerprint")
+            assert got.response_metadata == want.response_metadata
+            unread.append(got.usage_metadata["input_tokens"] - read)
+            turns.append(got)
+        assert max(unread[1:]) < unread[0] / 2
+
+    def test_streams_tell_it_once(self, chats: tuple[ChatEnsemble, ChatEnsemble]) -> None:
+        chat, _ = chats
+        asked = [HumanMessage(TEXT)]
+        chat.invoke(asked)
+        told = [c.usage_metadata for c in chat.stream(asked) if c.usage_metadata]
+        (usage,) = told
+        assert usage["input_token_details"] == {"cache_read": usage["input_tokens"] - 1}
