@@ -6,8 +6,7 @@ and addresses that never change, so a forward is rounded up to a bucket of rows,
 slots, over buffers (:class:`~langchain_ensemble.members.kv_cache.Slab`) that stay where they are.
 
 :class:`Region` is what is captured: a function of static tensors only. How it is captured is a
-:class:`Capture`: on a GPU :class:`CudaCapture`, on the CPU :class:`CallAgain`, which runs the same
-region over the same buckets, pads and trash slots. A cache moves into a slab at its first small
+:class:`~langchain_ensemble.members.capture.Capture`. A cache moves into a slab at its first small
 block and its slab goes to the next cache when it is dropped, with all that was captured over it.
 
 The first replay is compared with the eager forward. Whatever goes wrong turns static forwards off
@@ -20,7 +19,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -35,15 +34,13 @@ from langchain_ensemble.members.blocks import (
     layout,
     slot_bucket,
 )
+from langchain_ensemble.members.capture import Capture, Chain, CudaCapture
 from langchain_ensemble.members.compiled import Compiled
 from langchain_ensemble.members.forward import Engine, run_eager
 from langchain_ensemble.members.kv_cache import RaggedCache, Slab
 
 FREE = 2
 """Slabs kept for the next cache; those let go free their memory and their graphs."""
-
-WARM = 2
-"""Runs before a capture: libraries set themselves up, allocations settle."""
 
 Key = tuple[int, int, int]
 """Rows, columns and visible slots of a static forward."""
@@ -86,74 +83,6 @@ class Region:
             return_dict=True,
         )
         return cast(Tensor, output.logits)
-
-
-class Capture(Protocol):
-    """Turns a function of static tensors into one that is fast to run again."""
-
-    def __call__(self, region: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """The replay: gives the region's result for what its static tensors then hold."""
-
-
-class CallAgain:
-    """Captures nothing: the replay is the region."""
-
-    def __call__(self, region: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """The region itself."""
-        return region
-
-
-class CudaCapture:
-    """CUDA graphs, captured by hand, in a memory pool of the member's own.
-
-    By hand because ``mode="reduce-overhead"`` lets the graphs of two models that alternate
-    overwrite each other's outputs. The graphs of one member share a pool: they are replayed one
-    after another, and what one gives is copied out before the next.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        """Choose the device; nothing is allocated before the first capture."""
-        self._device = device
-        self._pool: Any = None
-        self._stream: Any = None
-
-    def __call__(self, region: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Warm up on a side stream, then record the region's kernels."""
-        with torch.cuda.device(self._device):
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-                self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            present = torch.cuda.current_stream()
-            self._stream.wait_stream(present)
-            with torch.cuda.stream(self._stream):
-                for _ in range(WARM):
-                    region()
-            present.wait_stream(self._stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                output = region()
-
-        def replay() -> Tensor:
-            graph.replay()
-            return output
-
-        return replay
-
-
-class Chain:
-    """One capture after another: compiled code, then its graph."""
-
-    def __init__(self, *captures: Capture) -> None:
-        """Join captures, the first applied first."""
-        self._captures = captures
-
-    def __call__(self, region: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Apply all."""
-        for capture in self._captures:
-            region = capture(region)
-        return region
 
 
 class Static:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,18 +20,17 @@ from langchain_ensemble.errors import ConfigError, EnsembleWarning
 from langchain_ensemble.members import attention
 from langchain_ensemble.members import fit as fitting
 from langchain_ensemble.members.blocks import slot_bucket
+from langchain_ensemble.members.capture import CallAgain, CudaCapture
 from langchain_ensemble.members.forward import Engine, run, run_eager
-from langchain_ensemble.members.graphs import (
-    CallAgain,
-    CudaCapture,
-    Region,
-    Static,
-    _fill,
-    resolve_forward,
-)
+from langchain_ensemble.members.graphs import Region, Static, _fill, resolve_forward
 from langchain_ensemble.members.huggingface import HFMember
 from langchain_ensemble.members.kv_cache import RaggedCache, Slab
+from langchain_ensemble.members.loading import load_member
+from langchain_ensemble.members.registry import Lease
+from langchain_ensemble.members.weights import Weights
+from langchain_ensemble.params import Member
 from tests.unit_tests.members import families
+from tests.unit_tests.members.test_sessions import Walk
 
 CPU = torch.device("cpu")
 FAMILIES = ["llama", "qwen2", "gpt-neox", "mistral-sliding"]
@@ -287,3 +287,54 @@ def test_graphs_give_the_eager_tokens_on_the_gpu(name: str) -> None:
         pair.truncate([max(1, n - rng.choice([0, 1, 4])) for n in pair.lengths])
     assert forwards.off is None
     assert forwards.replayed == 10
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])
+def test_sessions_over_static_forwards_equal_the_uncached_model(name: str) -> None:
+    module = families.build(name)
+    weights = Weights.of(module, "x", name)
+    forwards = weights.statics["compiled"] = static()  # of the same shapes, run as they are
+    model = HFMember(name, Lease.private(weights), Words(), forward="compiled")
+    rng = random.Random(name)
+    walk = Walk(model, [some_ids(rng, n) for n in (9, 2, 15)])
+    for _ in range(3):
+        walk.step([some_ids(rng, rng.choice([1, 1, 2, 4])) for _ in walk.rows], None)
+        walk.truncate([max(1, len(r) - rng.choice([0, 1, 3])) for r in walk.rows])
+    other = walk.fork([2, 0])
+    walk.select([1, 1, 2])
+    for _ in range(2):
+        walk.step([[5], [6, 7], [8]], 1)
+        other.step([[9], [4]], 1)
+    assert forwards.off is None
+    assert forwards.replayed >= 5
+    assert model.session().engine.static is forwards  # type: ignore[attr-defined]
+
+
+def test_the_setting_reaches_the_member(pico: Callable[..., Path]) -> None:
+    where = str(pico("llama"))
+    with pytest.raises(ConfigError, match="forward='graphs' needs a CUDA device"):
+        load_member(Member(where, forward="graphs"), device="cpu")
+    member = load_member(Member(where), device="cpu", forward="compiled")
+    assert member.forward == "compiled"
+    engine = member.session().engine  # type: ignore[attr-defined]
+    assert engine.static.how == "compiled"
+    member.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_forwards_on_the_gpu_wait_for_nothing() -> None:
+    device = torch.device("cuda")
+    module = families.build("llama").to(device)
+    how = fitting.fit("llama", module, device)
+    engine = Engine("llama", module, device, torch.float32, how.width, 256, how.masks)
+    pair = Pair(engine, static(CudaCapture(device)), [[5, 6, 7], [8]])
+    pair.step([[5], [6]])  # captured
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.no_grad():
+            run(pair.static, pair.caches[0], [[7], [9]], pair.lengths, 1)
+            run_eager(engine, pair.caches[1], [[7], [9]], pair.lengths, 1)
+            run_eager(engine, pair.caches[1], [[7, 8], [9]], pair.lengths, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
