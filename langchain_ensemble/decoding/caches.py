@@ -9,12 +9,14 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from langchain_ensemble.decoding.boundary import BoundaryTracker
+from langchain_ensemble.decoding.devices import Devices
 from langchain_ensemble.decoding.handover import put_away
 from langchain_ensemble.decoding.prefill import Prefill
 from langchain_ensemble.decoding.prefixes import Offer
@@ -68,12 +70,11 @@ class Caches:
         self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
         self._watches = [Stopwatch(voice.member.device) for voice in task.voices]
         self._reading: Prefill | None = Prefill(task, self._watches)
+        self._devices = Devices()
         self._pending: list[tuple[int, list[list[int]], Pending]] = []
         self.cached = [0] * len(task.voices)
         self.logits: list[Tensor] = []
         self.generators = generators
-        if task.prefixes is not None:
-            task.prefixes.watch(self)
 
     @property
     def seconds(self) -> list[float]:
@@ -89,6 +90,8 @@ class Caches:
         """Read one piece of the prompts; :attr:`opened` once all is read."""
         if self._reading is None:
             return
+        if self._task.prefixes is not None:  # here and not before: the engine's lock is held
+            self._task.prefixes.watch(self)
         with self._releasing():
             self._reading.read_on()
         if not self._reading.done:
@@ -204,13 +207,22 @@ class Caches:
     def collect(self) -> None:
         """Take the logits of what was submitted."""
         pending, self._pending = self._pending, []
-        for place, fresh, work in pending:
-            with self._releasing(), self._watches[place].running():
-                logits = self._sessions[place].collect(work)[:, -1]
+        tasks = [
+            (self._voices[place].member.device, partial(self._gather, place, work))
+            for place, _, work in pending
+        ]
+        with self._releasing():
+            gathered = self._devices.run(tasks)
+        for (place, fresh, _), logits in zip(pending, gathered, strict=True):
             if not all(fresh):  # a row without new ids keeps its last logits
                 moved = torch.tensor([bool(new) for new in fresh], device=logits.device)
                 logits = torch.where(moved[:, None], logits, self.logits[place])
             self.logits[place] = logits
+
+    def _gather(self, place: int, work: Pending) -> Tensor:
+        """One voice's logits after the last id of each row, [B, V_i]."""
+        with self._watches[place].running():
+            return self._sessions[place].collect(work)[:, -1]
 
     def ahead(self, ids: Sequence[int]) -> Tensor | None:
         """Main's logits before each of some ids, in every row; nothing of it stays.
@@ -314,6 +326,7 @@ class Caches:
         sessions, reading = self._sessions, self._reading
         self._sessions, self._trackers, self.logits, self._reading = [], [], [], None
         self._pending = []
+        self._devices.close()
         for place, session in enumerate(sessions):
             if keep:  # the answer may be half taken in, the prompt is whole
                 put_away(self._task, place, session, self._prompts[0][place].ids)
