@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from langchain_ensemble.errors import MemberError
+from langchain_ensemble.errors import EnsembleWarning, MemberError
+from langchain_ensemble.members.adapters import BASE
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
 from langchain_ensemble.members.devices import claim_cuda
 from langchain_ensemble.members.fit import context_of, kv_bytes_of
@@ -46,6 +48,14 @@ class HFMember:
         self.system = system
         ragged = lease.value.rollback.masks is not None
         self.forward = resolve_forward(name, forward, lease.value.device, ragged)
+        if lease.value.adapter != BASE and forward in ("graphs", "compiled"):
+            warnings.warn(
+                f"member {name!r}: forward={forward!r} holds for rows of the base only; a forward "
+                "with rows of an adapter runs eagerly. Merge the adapter into the weights, or set "
+                "forward='eager'",
+                EnsembleWarning,
+                stacklevel=2,
+            )
         self._lease = lease
         module = lease.value.module
         self.device = lease.value.device

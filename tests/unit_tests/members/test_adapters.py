@@ -146,6 +146,12 @@ def test_the_last_member_of_an_adapter_takes_it_off(llama: Path, tmp_path: Path)
     torch.testing.assert_close(stepped(opened(again))[0], still, rtol=1e-5, atol=1e-5)
 
 
+def test_rows_of_an_adapter_run_eagerly_and_say_so(llama: Path, tmp_path: Path) -> None:
+    lora = adapter(llama, tmp_path / "lora")
+    with pytest.warns(EnsembleWarning, match=r"forward='compiled' holds for rows of the base only"):
+        load_member(Member(str(llama), adapter=str(lora), forward="compiled"))
+
+
 @pytest.mark.parametrize(
     ("config", "why"),
     [

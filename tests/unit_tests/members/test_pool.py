@@ -11,6 +11,7 @@ import random
 import shutil
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import EnsembleWarning, MemberError, MemoryLimitError
 from langchain_ensemble.members import pool as pooling
 from langchain_ensemble.members.base import MemberPrompt
+from langchain_ensemble.members.graphs import CallAgain, Static
 from langchain_ensemble.members.pool import Pool
 from langchain_ensemble.members.session import TOGETHER, HFSession
 from langchain_ensemble.params import EnsembleParams, RequestParams
@@ -32,10 +34,12 @@ from tests.unit_tests.members.test_sessions import member, some_ids
 FAMILIES = ["llama", "gpt-neox", "qwen2", "mistral-sliding"]
 
 
-def session(name: str, pool: Pool | None, *rows: list[int]) -> HFSession:
+def session(
+    name: str, pool: Pool | None, *rows: list[int], static: Static | None = None
+) -> HFSession:
     """A session over a family's model: of a pool, or alone."""
     engine = member(name).session().engine  # type: ignore[attr-defined]
-    made = HFSession(engine, pool)
+    made = HFSession(replace(engine, static=static), pool)
     made.prefill([MemberPrompt(tuple(row)) for row in rows])
     return made
 
@@ -88,12 +92,15 @@ class Twins:
         return Twins(self.pooled.fork([last]), self.alone.fork([last]))
 
 
-def act(rng: random.Random, name: str, pool: Pool, twins: list[Twins]) -> None:
+def act(
+    rng: random.Random, name: str, pool: Pool, twins: list[Twins], static: Static | None = None
+) -> None:
     """One act of a random script: somebody joins, leaves, steps or is changed."""
     what = rng.choice(["join", "submit", "submit", "submit", "collect", "change", "leave"])
     if not twins or (what == "join" and len(twins) < 5):
         rows = [some_ids(rng, rng.choice([1, 4, 20])) for _ in range(rng.choice([1, 1, 3]))]
-        twins.append(Twins(session(name, pool, *rows), session(name, None, *rows)))
+        pooled = session(name, pool, *rows, static=static)
+        twins.append(Twins(pooled, session(name, None, *rows)))
     elif what == "submit":
         for twin in rng.sample(twins, rng.randrange(1, len(twins) + 1)):
             twin.submit(rng)
@@ -125,6 +132,27 @@ def test_random_scripts_give_what_the_sessions_give_alone(
             twin.collect()
         copied += pool.copied
     assert copied > 0
+
+
+def test_random_scripts_over_static_forwards(acceptance_scale: int) -> None:
+    for seed in range(2 * acceptance_scale):
+        rng = random.Random(seed)
+        pool, twins = Pool(), list[Twins]()
+        static = Static("graphs", CallAgain())
+        for _ in range(30):
+            act(rng, "llama", pool, twins, static)
+        for twin in twins:
+            twin.collect()
+        assert static.off is None
+        assert static.replayed > 0
+
+
+def test_members_that_run_in_other_ways_are_not_joined() -> None:
+    pool = Pool()
+    static = Static("graphs", CallAgain())
+    one, other = session("llama", pool, [5, 6]), session("llama", pool, [5, 6], static=static)
+    together(one, other)
+    assert one.home is not other.home
 
 
 def test_sessions_that_step_together_are_one_forward_and_are_copied_once() -> None:
