@@ -22,6 +22,8 @@ from langchain_ensemble.fusion.voices import TINY
 CHUNK_CELLS = 1 << 26
 """Relative rows held at a time, in float32 cells (256 MiB); at least one row's support."""
 
+_TEMPORARIES = 4  # tensors [N, A] that live at the same time, about
+
 AGREE = 1e-5
 """Members agree with main where no anchor's share differs by more than this, relatively."""
 
@@ -58,11 +60,14 @@ def pruned(said: Said, rows: Sequence[Rows], settings: SearchSettings) -> Tensor
     Returns:
         [N, V]; with ``said.end`` rows sum to one.
     """
+    size = len(said.logits)
+    fits = size == 1 or _TEMPORARIES * size * len(rows[0].mean) <= CHUNK_CELLS
     start = said.start
-    plans = _plans(said, start, rows, settings)
-    if len(start) > 1 and any(plan.count > rows[plan.member].room for plan in plans):
-        half = len(start) // 2  # the batch's rows do not fit at once
-        halves = (said.rows(slice(half)), said.rows(slice(half, None)))
+    plans = _plans(said, start, rows, settings) if fits else []
+    if size > 1 and any(plan.count > rows[plan.member].room for plan in plans):
+        fits = False
+    if not fits:
+        halves = (said.rows(slice(size // 2)), said.rows(slice(size // 2, None)))
         return torch.cat([pruned(part, rows, settings) for part in halves])
     for plan in plans:
         rows[plan.member].fetch(plan.request, plan.missing)
