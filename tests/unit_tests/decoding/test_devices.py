@@ -88,4 +88,4 @@ def test_members_of_two_devices_step_side_by_side(
         monkeypatch.setattr(HFSession, "collect", noted)
         (apart,) = owner.generate(["Once upon a time"], request)
     assert [t.id for t in apart[0].tokens] == [t.id for t in alone[0].tokens]
-    assert {"member-cpu", "member-cpu:0"} <= seen
+    assert {"member-cpu_0", "member-cpu:0_0"} <= seen  # workers' own numbers follow
