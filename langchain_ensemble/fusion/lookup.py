@@ -143,7 +143,7 @@ def top_in_order(logprobs: Tensor, order: Tensor, k: int) -> tuple[Tensor, Tenso
     """The ``k`` greatest of each row, ties in a given order.
 
     Args:
-        logprobs: [N, V] float32, none above 0.
+        logprobs: [N, V] float32, all below 0 but for one of a row at most.
         order: [V] or [N, V]: float64 factors ``1 + name * STEP``; or float32 names, where the
             device has no float64.
         k: How many, at most V.
