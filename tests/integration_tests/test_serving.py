@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 from langchain_core.exceptions import ModelRateLimitError
 
-from langchain_ensemble import ChatEnsemble, DeadlineError, EnsembleLLM, OverloadedError
+from langchain_ensemble import (
+    ChatEnsemble,
+    DeadlineError,
+    EnsembleLLM,
+    MemoryLimitError,
+    OverloadedError,
+)
 from langchain_ensemble.adapter.faults import TooManyRequestsError
 
 TOPICS = ("a fox", "the sea", "Rome", "an old king", "rain", "the moon", "bread", "a door")
@@ -131,6 +137,18 @@ def test_a_full_queue_is_a_rate_limit_to_langchain(make: Callable[..., Any]) -> 
         assert told.value.is_retryable
         stream.close()
         assert said(model.invoke(text))
+
+
+@pytest.mark.parametrize("make", [EnsembleLLM.demo, ChatEnsemble.demo])
+def test_a_call_that_never_fits_is_refused_with_the_numbers(make: Callable[..., Any]) -> None:
+    told = r"GB of KV caches.*kv_cache_gb=1e-06; lower"
+    with (
+        make(fusion="unite", max_tokens=50, kv_cache_gb=1e-6) as model,
+        pytest.raises(MemoryLimitError, match=told),
+    ):
+        model.invoke(asks(model)[0][0])
+    with make(fusion="unite", max_tokens=4, kv_cache_gb=1.0) as model:
+        assert said(model.invoke(asks(model)[0][0]))
 
 
 @pytest.mark.parametrize("make", [EnsembleLLM.demo, ChatEnsemble.demo])

@@ -111,7 +111,7 @@ def some(owner: Ensemble, tokens: int = 20, text: str = TEXTS[0], **more: Any) -
 # together as alone
 
 
-@pytest.mark.parametrize("fusion", ["average", "deepen", "gac", "unite"])
+@pytest.mark.parametrize("fusion", ["deepen", "unite"])
 def test_threads_get_what_they_get_alone(folders: list[str], fusion: str) -> None:
     with Ensemble(EnsembleParams(members=folders, fusion=fusion)) as made:
         asks = [(TEXTS[n % 4], request) for n, request in enumerate(REQUESTS)]
@@ -207,6 +207,29 @@ def test_one_transfer_for_all(owner: Ensemble, monkeypatch: pytest.MonkeyPatch) 
     with torch.inference_mode():
         choose_all([one.ask() for one in asked])
     assert len(copies) == 1
+
+
+def test_a_round_is_one_forward_a_member(owner: Ensemble) -> None:
+    """Fused answers, sampled ones, and one member alone, as in thinking and tool calls."""
+    kinds: list[dict[str, Any]] = [{}, {"temperature": 1.0}, {"weights": (1.0, 0.0)}, {"n": 2}]
+    asked = [some(owner, 30, TEXTS[n], speculation="off", **kinds[n]) for n in range(4)]
+    for one in asked:
+        begin(one)
+    drain_unread(asked)
+    pools = [member._lease.value.pool for member in owner._ready().members]  # type: ignore[attr-defined]
+    before = [pool.forwards for pool in pools]
+    steps = [one.usage()[0].steps for one in asked]
+    asked[0].step()
+    assert [one.usage()[0].steps for one in asked] == [n + 1 for n in steps]
+    assert [pool.forwards - n for pool, n in zip(pools, before, strict=True)] == [1, 1]
+    for one in asked:
+        one.close()
+
+
+def drain_unread(asked: list[Decoding]) -> None:
+    for one in asked:
+        while one._served.unread:
+            one.step()
 
 
 def test_a_fusion_that_fails_for_one_fails_for_that_one_only(owner: Ensemble) -> None:
