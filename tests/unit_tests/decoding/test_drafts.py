@@ -1,4 +1,4 @@
-"""Drafts change no answer: the same keys as plain decoding, whoever proposes, whatever interrupts."""
+"""Drafts change no answer: the keys of plain decoding, whoever proposes, whatever interrupts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,6 @@ def test_the_same_tokens(shared: Path, fusion: str, names: tuple[str, ...]) -> N
             request = RequestParams(max_tokens=20, temperature=temperature, seed=5)
             decoding = compare(owner, PROMPTS, request)
             ahead = decoding._loop._ahead
-            ahead.drop()
             assert 0 < ahead.accepted < ahead.drafted
 
 
@@ -83,11 +82,35 @@ def test_under_a_grammar(shared: Path, automaton: Any) -> None:
             compare(owner, PROMPTS[:2], request, automaton=automaton)
 
 
+@pytest.mark.parametrize("small", [BIT, BABY])
+@pytest.mark.parametrize("names", [(STORIES,), (STORIES, BABY)])
+def test_a_draft_model_has_no_say(shared: Path, names: tuple[str, ...], small: str) -> None:
+    with models(shared, *names, fusion="unite", draft=str(shared / "models" / small)) as owner:
+        for temperature in (0.0, 0.9):
+            request = RequestParams(max_tokens=20, temperature=temperature, seed=5, n=2)
+            decoding = compare(owner, PROMPTS[:3], request)
+            ahead = decoding._loop._ahead
+            assert 0 < ahead.accepted < ahead.drafted
+
+
+def test_a_draft_model_whose_context_a_prompt_does_not_fit(shared: Path) -> None:
+    with models(shared, STORIES, draft=str(shared / "models" / BABY)) as owner:
+        small = owner._ready().draft
+        assert small is not None
+        prompt = "Once upon a time, there was a dog. " * 100
+        while len(owner._ready().members[0].tokenizer(prompt).input_ids) > 400:
+            prompt = prompt[4:]
+        request = RequestParams(max_tokens=12, speculation="on")
+        with pytest.warns(EnsembleWarning, match="does not draft here"):
+            fast = told(owner.generate([prompt], request))
+        plain = told(owner.generate([prompt], request.model_copy(update={"speculation": "off"})))
+        assert fast == plain
+
+
 def test_one_voice_looks_up(shared: Path) -> None:
     with models(shared, STORIES) as owner:
         decoding = compare(owner, ["the cat sat on the mat. the cat sat"], RequestParams())
         ahead = decoding._loop._ahead
-        ahead.drop()
         assert ahead.drafted > 0
 
 
