@@ -23,7 +23,8 @@ from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import EnsembleWarning, MemberError, MemoryLimitError
 from langchain_ensemble.members import pool as pooling
 from langchain_ensemble.members.base import MemberPrompt
-from langchain_ensemble.members.graphs import CallAgain, Static
+from langchain_ensemble.members.capture import CallAgain
+from langchain_ensemble.members.graphs import Static
 from langchain_ensemble.members.pool import Pool
 from langchain_ensemble.members.session import TOGETHER, HFSession
 from langchain_ensemble.params import EnsembleParams, RequestParams
