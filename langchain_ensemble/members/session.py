@@ -167,9 +167,10 @@ class HFSession(SessionBase):
         if max(counts) > TOGETHER or not all(self.lengths):
             return super()._start(ids, counts, keep)
         step = Step(self, ids=ids, before=self.lengths, keep=keep)
-        self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
-        self._last = step
-        self.pool.add(step)
+        with self.pool.lock:  # others may move the rows meanwhile
+            self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
+            self._last = step
+            self.pool.add(step)
         return step
 
     def _finish(self, step: Step) -> Tensor:
