@@ -115,6 +115,17 @@ def stages(given: argparse.Namespace) -> Iterator[tuple[Stage, tuple[tuple[Measu
         stage.close()
 
 
+def series_of(rows: list[Row]) -> dict[str, Any]:
+    """What is drawn: a step at longer contexts."""
+    lines: dict[str, list[list[float]]] = {}
+    for row in rows:
+        pair, _, context = row.on.partition(", context ")
+        if context and isinstance(row.measured, float):
+            lines.setdefault(pair, []).append([float(context), row.measured])
+    plot = {"x": "tokens of context", "y": "ms a step", "log": True, "lines": lines}
+    return {"growth with context": plot} if lines else {}
+
+
 def wanted(given: argparse.Namespace) -> list[str]:
     """Names of the measures to run: all, but no compiler on a CPU, where it takes minutes."""
     names = [measure.__name__ for measure, _ in (*FIRST, *SECOND, *LAST)]
@@ -149,7 +160,7 @@ def main() -> None:
     if given.small and given.out is None:
         print(f"\nsmall, on {machine()['device']}\n{table([row.plain() for row in rows])}")
         return
-    save("gpu", rows, given.out or RESULTS, small=given.small)
+    save("gpu", rows, given.out or RESULTS, small=given.small, series=series_of(rows))
 
 
 if __name__ == "__main__":

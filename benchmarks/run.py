@@ -31,6 +31,7 @@ BENCHMARKS = (
     "speculation",
     "assisted",
     "concurrency",
+    "pool",
     "prefix",
     "prefill",
     "memory",
