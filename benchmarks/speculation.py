@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import torch
-from common import Row, one_thread, save
+from common import Row, clock_of, one_thread, save
 from torch import Tensor
 from toys import ensemble_of, llama, opened, vocabulary
 
@@ -124,10 +125,45 @@ def forwards_per_token(
     return (forwards[0] - count) / tokens, [answer.text for row in answers for answer in row]
 
 
+def loss(tokens: int = 200, rounds: int = 7) -> tuple[Row, Row]:
+    """Time of ``"auto"`` over that of plain decoding where nothing that is drafted is chosen."""
+    ensemble = ensemble_of(
+        {
+            "a": (llama(8000, hidden=128, layers=4), vocabulary(8000)),
+            "b": (llama(6000, hidden=128, layers=4, seed=1), vocabulary(6000, 1)),
+        },
+        fusion="average",
+        prefix_cache_gb=0,
+    )
+
+    clock = clock_of()
+
+    def per_token(speculation: str) -> float:
+        """Seconds a token of long answers; END is one of thousands of unlikely keys."""
+        seconds, count = 0.0, 0
+        while count < tokens:
+            begun = clock()
+            with opened(
+                ensemble, 64, max_tokens=tokens, speculation=speculation, temperature=1.0
+            ) as decoding:
+                ((answer,),) = decoding.answers()
+            if len(answer.tokens) > tokens // 2:
+                seconds, count = seconds + clock() - begun, count + len(answer.tokens)
+        return seconds / count
+
+    taken = [{how: per_token(how) for how in ("off", "auto", "on")} for _ in range(rounds)]
+    ratio = {how: median(one[how] / one["off"] for one in taken) for how in ("auto", "on")}
+    where = f"two random models, sampling, {tokens} tokens"
+    return (
+        Row("time of auto / plain where drafts fail", where, ratio["auto"], 1.03, "x"),
+        Row("time of on / plain where drafts fail", where, ratio["on"], unit="x"),
+    )
+
+
 def main() -> None:
     """Measure, print, save."""
     one_thread()
-    rows = []
+    rows = list(loss())
     for count in (2, 3):
         for acceptance in (0.6, 0.7, 0.8, 0.9):
             plain, told = forwards_per_token(count, acceptance, "off")
