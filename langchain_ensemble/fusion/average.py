@@ -115,6 +115,13 @@ class _Retelling:
         self.folded = ids[foreign]
         target = main.longest_prefix[other.to_union[self.folded]]
         self.fold_to = torch.where(target >= 0, target, width)
+        same_ids = (self.head_id == keys) | ~main.own
+        self.same = (
+            self.nothing_spreads
+            and width == other.width
+            and not len(self.folded)
+            and bool(same_ids.all())
+        )
 
     def __call__(self, main: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """Tell ``other`` in main's keys.
@@ -126,6 +133,8 @@ class _Retelling:
         Returns:
             Log-mass on main's keys [N, V] (not renormalised), and what fell off the edge [N].
         """
+        if self.same:  # equal vocabularies: nothing to tell
+            return other, other.new_zeros(len(other))
         width = main.shape[-1]
         spread = other[:, self.head_id.clamp_min(0)] + self._share(main)
         spread = torch.where(self.head_id >= 0, spread, -torch.inf)
@@ -235,9 +244,10 @@ class AverageFuser:
 
     def _geometric(self, columns: Sequence[Tensor], share: Tensor) -> Tensor:
         """Weighted sum of log-probabilities, floored where a member has none, [N, V + 1]."""
-        best = torch.stack([c > -torch.inf for c in columns]).any(0)  # somebody can say it
-        fused = torch.zeros_like(columns[0])
+        best, fused = columns[0], torch.zeros_like(columns[0])
+        for column in columns[1:]:
+            best = torch.maximum(best, column)
         for i, column in enumerate(columns):
-            part = column.masked_fill(column == -torch.inf, LOG_TINY) * share[:, i, None]
-            fused = fused + torch.where(share[:, i, None] > 0, part, 0.0)
-        return torch.where(best, fused, -torch.inf)
+            part = column.nan_to_num(torch.nan, torch.inf, LOG_TINY)  # -inf alone is floored
+            fused = fused + part * share[:, i, None]
+        return fused.masked_fill(best == -torch.inf, -torch.inf)  # nobody can say it
