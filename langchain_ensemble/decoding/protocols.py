@@ -73,9 +73,8 @@ class PairTableLike(Protocol):
 class SortedKeysLike(Protocol):
     """A vocabulary's keys in byte order."""
 
-    @property
-    def order(self) -> Tensor:
-        """[K] representative ids by their bytes."""
+    order: Tensor
+    """[K] representative ids by their bytes."""
 
     def range(self, prefix: bytes) -> tuple[int, int]:
         """Half-open range of the keys that start with some bytes."""
