@@ -167,7 +167,7 @@ def measure(pair: Pair, rounds: int, *, judged: bool) -> list[Row]:
     ratio = times.ratio(best, "ours on") * size["ours on"] / size[best]
     rows = [
         Row(
-            "tokens per second, ours / theirs", names, ratio, 1.2 if judged else None, "x",
+            "tokens per second, ours / assisted generation's", names, ratio, 1.2 if judged else None, "x",
             least=True,
             more={"theirs": best, "per second": {w: round(v) for w, v in speed.items()}},
         ),

@@ -3,6 +3,7 @@
 Each runs in a process of its own with one thread and a limit of time. What they wrote to
 ``results/*.json`` is collected (``gpu.json`` too, where somebody has run ``gpu.py``), printed as
 one table, put between the markers of ``README.md`` in this folder, and drawn into ``plots/*.svg``.
+A few rows go into the package's README as well.
 
 ``python benchmarks/run.py`` takes about twelve minutes on two cores; ``--collect`` runs nothing.
 Benchmarks of quality and the older ones of memory take longer and are run by hand: see the README.
@@ -37,6 +38,23 @@ BENCHMARKS = (
     "memory",
 )
 """What ``make bench`` runs, in this order."""
+
+SHOWN: tuple[tuple[str, str, str], ...] = (
+    ("overhead", "overhead of a plain fused step", "2048"),
+    ("naive_loop", "", "batch 1"),
+    ("naive_loop", "", "batch 8"),
+    ("speculation", "forwards a token, drafts", "2 members, acceptance 0.7"),
+    ("growth", "batch 8", ""),
+    ("concurrency", "8 invoke / 1 invoke", ""),
+    ("prefix", "history known / ", ""),
+    ("deepen_search", "dense step / ours", " 50 support"),
+    ("deepen_search", "dense step / ours", " 200 support"),
+    ("assisted", "ours / assisted", "bitllama-1M <- stories260K"),
+    ("memory", "relative representations", ""),
+    ("gpu", "plain step, graphs", "Llama-3.1-8B"),
+    ("gpu", "two equal members / main alone", ""),
+)
+"""Rows that the package's README shows: benchmark, and parts of ``measure`` and ``on``."""
 
 SECONDS = 240
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -140,6 +158,36 @@ def collected(folder: Path) -> dict[str, Any]:
     return {name: data for name, data in results.items() if any(rows_of(name, data))}
 
 
+def shown(results: Mapping[str, Any]) -> str:
+    """The few rows that the package's README shows.
+
+    Args:
+        results: Benchmark's name to its file's content.
+
+    Returns:
+        Markdown; a row that no file has is left out.
+    """
+    lines = ["| measure | on | bar | measured |", "|---|---|---|---|"]
+    for name, measure, on in SHOWN:
+        for row in rows_of(name, results.get(name, [])):
+            if measure not in row["measure"] or on not in row["on"] or row["bar"] is None:
+                continue
+            unit = str(row.get("unit") or "")
+            bar = f"{row.get('rule') or '<='} {told(row['bar'], unit)}"
+            missed = "" if row["holds"] else ", **missed**"
+            got = f"{told(row['measured'], unit)}{missed}"
+            lines.append(f"| {row['measure']} | {row['on']} | {bar} | {got} |")
+            break
+    return "\n".join(lines)
+
+
+def put(page: Path, middle: str) -> None:
+    """Put a text between the markers of a page."""
+    text = page.read_text("utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n{middle}\n{END}{after}", "utf-8")
+
+
 def publish(results: Mapping[str, Any], readme: Path, plots: Path) -> str:
     """Write the table and the plots into a README, between its markers.
 
@@ -161,9 +209,7 @@ def publish(results: Mapping[str, Any], readme: Path, plots: Path) -> str:
     where = "; ".join(sorted(set(machines.values())))
     pictures = [f"![{path.stem}](plots/{path.name})" for path in draw(results, plots)]
     middle = "\n\n".join([f"{said} Machines: {where}.", table, " ".join(pictures)]).strip()
-    page = readme.read_text("utf-8")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{middle}\n{END}{after}", "utf-8")
+    put(readme, middle)
     return middle
 
 
@@ -179,7 +225,9 @@ def main() -> int:
         data = run(name, folder)
         if data.get("measured") and str(data["measured"]).startswith("failed"):
             failed[name] = data
-    print(publish({**collected(folder), **failed}, HERE / "README.md", HERE / "plots"))
+    results = {**collected(folder), **failed}
+    print(publish(results, HERE / "README.md", HERE / "plots"))
+    put(HERE.parent / "README.md", shown(results))
     return 1 if failed else 0
 
 
