@@ -167,8 +167,8 @@ def measure(pair: Pair, rounds: int, *, judged: bool) -> list[Row]:
     ratio = times.ratio(best, "ours on") * size["ours on"] / size[best]
     rows = [
         Row(
-            "tokens per second, ours / assisted generation's", names, ratio, 1.2 if judged else None, "x",
-            least=True,
+            "tokens per second, ours / assisted generation's", names, ratio,
+            1.2 if judged else None, "x", least=True,
             more={"theirs": best, "per second": {w: round(v) for w, v in speed.items()}},
         ),
         Row(

@@ -26,7 +26,6 @@ import torch
 from common import RESULTS, Row, machine, one_thread, save, table
 from gpu_engines import sglang_alone, vllm_alone
 from gpu_measures import (
-    Stage,
     batch,
     compiled,
     eager,
@@ -39,6 +38,7 @@ from gpu_measures import (
     speculation,
     twins,
 )
+from gpu_stage import Stage
 
 Measure = Callable[[Stage], list[Row]]
 FIRST: tuple[tuple[Measure, int], ...] = (
@@ -54,6 +54,7 @@ FIRST: tuple[tuple[Measure, int], ...] = (
     (memory, 5),
     (vllm_alone, 120),
     (sglang_alone, 120),
+    (compiled, 240),
 )
 """What the first pair is measured by, and the most seconds that each may take."""
 
@@ -63,8 +64,8 @@ SECOND: tuple[tuple[Measure, int], ...] = (
     (speculation, 20),
     (memory, 5),
 )
-LAST: tuple[tuple[Measure, int], ...] = ((compiled, 240),)
-"""The compiler comes last: it may take whatever time is left."""
+RESERVE = 90
+"""Seconds that the first pair leaves for the second; the compiler may take all others."""
 
 PAIRS = (("Llama-3.1-8B", "Qwen2.5-7B"), ("Llama-2-13B", "Mistral-7B"))
 
@@ -109,7 +110,7 @@ def stages(given: argparse.Namespace) -> Iterator[tuple[Stage, tuple[tuple[Measu
     sizes: dict[str, Any] = {}
     if given.small:
         sizes = {"context": 48, "steps": 6, "batches": (2, 3), "growth": (32, 96)}
-    for names, measures in ((PAIRS[0], FIRST), (PAIRS[1], SECOND), (PAIRS[0], LAST)):
+    for names, measures in zip(PAIRS, (FIRST, SECOND), strict=True):
         stage = Stage(names, given.device, given.small, **sizes)
         yield stage, measures
         stage.close()
@@ -128,7 +129,7 @@ def series_of(rows: list[Row]) -> dict[str, Any]:
 
 def wanted(given: argparse.Namespace) -> list[str]:
     """Names of the measures to run: all, but no compiler on a CPU, where it takes minutes."""
-    names = [measure.__name__ for measure, _ in (*FIRST, *SECOND, *LAST)]
+    names = [measure.__name__ for measure, _ in (*FIRST, *SECOND)]
     return [name for name in names if given.device != "cpu" or name != "compiled"]
 
 
@@ -149,10 +150,11 @@ def main() -> None:
     end = time.perf_counter() + given.seconds
     rows: list[Row] = []
     for stage, measures in stages(given):
+        reserve = RESERVE if measures is FIRST else 0
         for measure, seconds in measures:
             if measure.__name__ not in (given.only or wanted(given)):
                 continue
-            left = end - time.perf_counter()
+            left = end - time.perf_counter() - reserve
             if left < 5:
                 rows.append(Row(measure.__name__, stage.on, "failed: no time left"))
                 continue

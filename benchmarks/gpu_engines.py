@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from common import Row
-from gpu_measures import Stage, free
 from gpu_pairs import CONFIGS
+from gpu_stage import Stage, free
 
 SHORT, LONG = 32, 160
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
