@@ -7,7 +7,8 @@ each model a token took; how many drafted tokens were accepted; and how many tok
 argmax of the mean when both models are run over the whole answer again (theirs takes the token
 after a fully accepted draft, and the last token, from the target alone).
 
-Theirs is measured with several draft lengths, and the fastest one counts.
+Theirs is measured with several draft lengths, and the fastest one counts. ``--forward compiled``
+runs our members compiled, which theirs cannot be: it refuses static caches.
 
 Run from the repository's root: ``python benchmarks/assisted.py`` (about a minute on one CPU
 thread; reads the shared data). Results go to ``benchmarks/results/assisted.json``.
@@ -92,8 +93,10 @@ def counted(models: dict[str, Any]) -> Iterator[Counts]:
 class Pair:
     """Two models of one tokenizer; the first is the target, or main."""
 
-    def __init__(self, names: tuple[str, str], shared: Path, tokens: int) -> None:
-        """Read the models."""
+    def __init__(
+        self, names: tuple[str, str], shared: Path, tokens: int, forward: str | None = None
+    ) -> None:
+        """Read the models; ``forward`` says how ours run."""
         self.names, self.tokens = names, tokens
         folders = {name: shared / "models" / name for name in names}
         self.models = {
@@ -103,6 +106,7 @@ class Pair:
         self.ensemble: Ensemble = ensemble_of(
             {n: (m, AutoTokenizer.from_pretrained(folders[n])) for n, m in self.models.items()},
             fusion={"name": "average", "mean": "arithmetic"},
+            forward=forward,
             prefix_cache_gb=0,  # every answer reads its prompt, as theirs does
         )
 
@@ -207,6 +211,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=120)
+    parser.add_argument("--forward", help="of ours; 'compiled' takes minutes the first time")
     given = parser.parse_args()
     one_thread()
     rows: list[Row] = []
@@ -214,9 +219,9 @@ def main() -> None:
         (("bitllama-1M", "stories260K"), True),
         (("stories260K", "bitllama-1M"), False),
     ):
-        pair = Pair(names, given.shared, given.tokens)
+        pair = Pair(names, given.shared, given.tokens, given.forward)
         rows += measure(pair, given.rounds, judged=judged)
-    save("assisted", rows)
+    save("assisted" if given.forward is None else f"assisted_{given.forward}", rows)
 
 
 if __name__ == "__main__":
