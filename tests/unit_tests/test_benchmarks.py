@@ -91,6 +91,16 @@ def test_every_benchmark_of_make_bench_is_a_file(run):
     assert [name for name in run.BENCHMARKS if not (FOLDER / f"{name}.py").is_file()] == []
 
 
+def test_readmes_show_the_figures_that_are_kept(run):
+    """After a benchmark ran alone: ``make bench ARGS=--collect``."""
+    results = run.collected(FOLDER / "results")
+    for page, middle in (
+        (FOLDER.parent / "README.md", run.shown(results)),
+        (FOLDER / "README.md", run.table_of(results)[0]),
+    ):
+        assert middle in page.read_text("utf-8"), page
+
+
 def test_gpu_measures_run_over_tiny_models(gpu, measures):
     sizes = {"context": 24, "steps": 4, "batches": (2,), "growth": (16, 32)}
     stage = measures.Stage(gpu.PAIRS[0], "cpu", small=True, **sizes)
