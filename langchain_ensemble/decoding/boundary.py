@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.decoding.protocols import SortedKeysLike
+from langchain_ensemble.decoding.ranges import PARTS, Layout
 from langchain_ensemble.fusion.base import MemberDistribution
 
 BOUNDARIES = 8
@@ -34,67 +35,14 @@ BOUNDARIES = 8
 SLOTS = BOUNDARIES + 1
 """Slots of a row; the last is written by rows that have no new boundary, and never read."""
 
-LEVELS = 3
-"""A row itself, sums of its blocks, sums of blocks of those."""
-
-PARTS = 2 * LEVELS - 1
-"""Pieces of a slice at most: a beginning and an end on each level, one on the last."""
-
 HEAD = 3
 """What comes before a row's places: the row, the slot that is written, where that is."""
 
 Visited = tuple[int, int]
 """Where in the answer a boundary is, and its slot."""
 
-
-class Layout:
-    """Where a row's numbers are: every level in blocks of ``base``, then one that is never set."""
-
-    def __init__(self, size: int) -> None:
-        """Choose the smallest base that holds a row.
-
-        Args:
-            size: K, keys of a row.
-        """
-        base = max(2, round(size ** (1 / LEVELS)))
-        while base**LEVELS < size:
-            base += 1
-        self.base = base
-        self.offsets: list[int] = []
-        self.sizes: list[int] = []
-        at = 0
-        for _ in range(LEVELS):
-            self.offsets.append(at)
-            self.sizes.append(size)
-            size = -(-size // base)
-            at += size * base
-        self.nothing = at
-        self.width = at + 1
-
-    def parts(self, low: int, high: int) -> list[int]:
-        """Starts and ends, one after the other, of the pieces that make up ``[low, high)``."""
-        found: list[int] = []
-        base = self.base
-        for offset in self.offsets:
-            if high - low <= base:
-                return [*found, offset + low, offset + high] if low < high else found
-            left, right = -(-low // base) * base, high // base * base
-            if low < left:
-                found += (offset + low, offset + left)
-            if right < high:
-                found += (offset + right, offset + high)
-            low, high = left // base, right // base
-        return found
-
-    def filled(self, rows: Tensor) -> Tensor:
-        """Rows [n, K] with the sums of their blocks, [n, width]."""
-        whole = rows.new_full((len(rows), self.width), -torch.inf)
-        whole[:, : rows.shape[1]] = rows
-        for level in range(1, LEVELS):
-            begin, end, size = self.offsets[level - 1], self.offsets[level], self.sizes[level]
-            blocks = whole[:, begin:end].reshape(len(rows), size, self.base)
-            whole[:, end : end + size] = blocks.logsumexp(-1)
-        return whole
+Span = tuple[int, int, int, int | None]
+"""A boundary's slot, the range of keys that are open from there, and the one that ends here."""
 
 
 @dataclass(eq=False)
@@ -133,6 +81,7 @@ class BoundaryTracker:
         self._flat: Tensor | None = None  # [B * SLOTS * width + base] log-probabilities
         self._path: Tensor | None = None  # [B, SLOTS] log W_b up to a constant a row
         self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
+        self._bare: set[int] = set()  # slots of all rows whose blocks are not summed
 
     def observe(
         self,
@@ -154,6 +103,9 @@ class BoundaryTracker:
         """
         logprobs = distribution.logprobs
         flat, whole = self._tensors(logprobs)
+        if len(at) == 1:
+            return self._observe_one(logprobs, at[0], answers[0], active[0])[None]
+        self._sum_blocks()
         places = array("q")
         for row, answer, on in zip(at, answers, active, strict=True):
             self._plan(places, row, answer, on)
@@ -181,32 +133,94 @@ class BoundaryTracker:
         width, first = self._layout.width, row * SLOTS
         start = len(places) + HEAD
         places.extend(self._blank)
-        position, slot = len(answer), BOUNDARIES
+        slot = BOUNDARIES
         if on:
-            alive = []
-            for begin, where in self._visited[row]:
-                if begin >= position:
-                    continue
-                span = bytes(answer[begin:])
-                low, high = self._keys.range(span)
-                if low >= high:
-                    continue  # no key is open any more, nor will one be after more bytes
-                alive.append((begin, where))
+            for where, low, high, found in self._alive(row, answer):
                 base = (first + where) * width
-                found = self._keys.position(span)
                 if found is not None:
                     places[start + where] = base + found
                 at = start + BOUNDARIES + 2 * PARTS * where
                 for number in self._layout.parts(low, high):
                     places[at] = base + number
                     at += 1
-            slot = self._next[row] % BOUNDARIES
-            self._next[row] += 1
-            kept = [(p, s) for p, s in alive if s != slot]
-            self._visited[row] = [*kept, (position, slot)]
+            slot = self._visit(row, len(answer))
         places[start - HEAD] = row
         places[start - 2] = slot
         places[start - 1] = first + slot
+
+    def _alive(self, row: int, answer: bytes | bytearray) -> list[Span]:
+        """Boundaries from which a key is still open; none of the others will have one again."""
+        found, kept = [], []
+        for begin, where in self._visited[row]:
+            if begin >= len(answer):
+                continue
+            span = bytes(answer[begin:])
+            low, high = self._keys.range(span)
+            if low < high:
+                kept.append((begin, where))
+                found.append((where, low, high, self._keys.position(span)))
+        self._visited[row] = kept
+        return found
+
+    def _visit(self, row: int, position: int) -> int:
+        """Take the next slot for a boundary at a position."""
+        slot = self._next[row] % BOUNDARIES
+        self._next[row] += 1
+        kept = [(p, s) for p, s in self._visited[row] if s != slot]
+        self._visited[row] = [*kept, (position, slot)]
+        return slot
+
+    def _observe_one(
+        self, logprobs: Tensor, row: int, answer: bytes | bytearray, on: bool
+    ) -> Tensor:
+        """:meth:`observe` for one row: slices instead of fixed slots, and no sums of blocks."""
+        if not on:
+            return logprobs.new_ones(())
+        flat, whole = self._tensors(logprobs)
+        width, path = self._layout.width, whole[row]
+        shifts, lengths, slots, exact, size = [], [], [], [], 0  # segments, laid end to end
+        for where, low, high, found in self._alive(row, answer):
+            base = (row * SLOTS + where) * width
+            shifts.append(base + low - size)
+            lengths.append(high - low)
+            slots.append(where)
+            exact.append(base + (self._layout.nothing if found is None else found))
+            size += high - low
+        if not slots:  # one segment of nothing
+            nothing = row * SLOTS * width + self._layout.nothing
+            shifts, lengths, slots, exact, size = [nothing], [1], [0], [nothing], 1
+        plan = torch.tensor([shifts, lengths, slots, exact], device=flat.device)
+        to_here = path.take(plan[2])
+        shift = plan[0].repeat_interleave(plan[1], output_size=size)
+        paths = to_here.repeat_interleave(plan[1], output_size=size)
+        index = torch.arange(size, device=flat.device) + shift
+        through = (flat.take(index) + paths).logsumexp(0)
+        ended = (flat.take(plan[3]) + to_here).logsumexp(0)
+        lost = through == -torch.inf
+        base_line = through.masked_fill(lost, 0.0)
+        new = (ended - base_line).masked_fill(lost, 0.0)
+        path -= base_line
+        slot = self._visit(row, len(answer))
+        target = row * SLOTS + slot
+        stored = flat[target * width : (target + 1) * width]
+        for mark in self._marks:
+            mark.undo.append((torch.tensor([target], device=flat.device), stored[None].clone()))
+        path[slot] = new
+        order = self._order(logprobs.device)
+        torch.index_select(logprobs[0], 0, order, out=stored[: len(order)])
+        self._bare.add(target)
+        return new.exp().clamp_max(1.0)
+
+    def _sum_blocks(self) -> None:
+        """Sum the blocks of what was stored without."""
+        if not self._bare or self._flat is None:
+            return
+        width = self._layout.width
+        stored = self._flat[: len(self._next) * SLOTS * width].view(-1, width)
+        bare = torch.tensor(sorted(self._bare), device=stored.device)
+        keys = stored.index_select(0, bare)[:, : len(self._keys.order)]
+        stored.index_copy_(0, bare, self._layout.filled(keys))
+        self._bare = set()
 
     def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """What is remembered, made at the first boundary."""
@@ -237,6 +251,7 @@ class BoundaryTracker:
             stored = self._flat[: len(self._next) * SLOTS * self._layout.width]
             for target, old in reversed(mark.undo):
                 stored.view(-1, self._layout.width).index_copy_(0, target, old)
+                self._bare.update(target.tolist())
         mark.undo.clear()
         if self._path is not None:
             self._path = self._path.new_zeros(self._path.shape)
@@ -248,6 +263,7 @@ class BoundaryTracker:
         self._marks.clear()
         self._visited = [list(self._visited[r]) for r in rows]
         old = len(self._next)
+        self._bare = set(range(len(rows) * SLOTS)) if self._bare else set()
         self._next = [self._next[r] for r in rows]
         if self._flat is not None and self._path is not None:
             index = torch.tensor(rows, device=self._path.device)

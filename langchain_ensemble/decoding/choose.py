@@ -34,9 +34,14 @@ def effective_weights(weights: Tensor, abstain: Tensor, boundary: Tensor) -> Ten
     kept = weights.masked_fill(abstain, 0.0)
     total = kept.sum(-1, keepdim=True)
     kept = kept / total.clamp_min(1e-30)
-    others = kept[:, 1:] * boundary[:, 1:]
-    shifted = torch.cat([1.0 - others.sum(-1, keepdim=True), others], -1)  # nobody left: main
+    shifted = discounted(kept, boundary)  # nobody left: main
     return torch.where(abstain[:, :1] & (total > 0), kept, shifted)
+
+
+def discounted(weights: Tensor, boundary: Tensor) -> Tensor:
+    """Weights after open boundaries, where nobody abstains; as :func:`effective_weights`."""
+    others = weights[:, 1:] * boundary[:, 1:]
+    return torch.cat([1.0 - others.sum(-1, keepdim=True), others], -1)
 
 
 def penalised(

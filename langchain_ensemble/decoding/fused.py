@@ -64,7 +64,9 @@ def choose_fused(question: Question) -> list[Chosen]:
     fused = checked((best or task.fuser)(*heard))
     if legal is not None:
         fused = restrict(fused, legal, voices)
-    fused, dead = or_end(fused)
+    dead = weights.new_zeros(()).expand(len(rows))
+    if any(one.abstain is not None for one in distributions):
+        fused, dead = or_end(fused)
     odds = fused_odds(question, None if legal is None else legal.masks[0])
     key, logprob = _pick(task, fused, question.ids, generators, odds, question.proposed)
     voting = (weights > 0).sum(-1)
@@ -73,7 +75,9 @@ def choose_fused(question: Question) -> list[Chosen]:
     packed = torch.cat([columns, said]).cpu().T.tolist()  # the one transfer
     chosen = []
     for b, (chosen_key, value, count, nothing, *each) in enumerate(packed):
-        if nothing and legal is not None and not legal.may_end[b]:
+        if value == -torch.inf:  # a fusion that gives nothing any probability ends the answer
+            chosen.append(_chosen(task, END, 0.0, each, fused=count > 1))
+        elif nothing and legal is not None and not legal.may_end[b]:
             own = None if odds is None else odds.row(b)
             chosen.append(_without_fusion(question, b, distributions, weights, own))
         elif chosen_key == OPEN and task.opening is not None:

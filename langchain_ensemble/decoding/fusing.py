@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from langchain_ensemble.decoding.choose import effective_weights
+from langchain_ensemble.constraints.utf8 import START
+from langchain_ensemble.decoding.choose import discounted, effective_weights
 from langchain_ensemble.decoding.protocols import Voice
 from langchain_ensemble.errors import ConfigError, MemberError
 from langchain_ensemble.fusion.base import (
@@ -45,10 +47,11 @@ def voice_distribution(
     keys, _ = keys_of(voice)
     highest = voice.ceilings
     same = all(state == states[0] for state in states)
+    whole = legal is None and same and states[0] == START  # then text and END may come
     highest = highest[states[0]] if same else highest[torch.tensor(states, device=highest.device)]
     if legal is not None:
         highest = torch.where(legal, highest, -torch.inf)
-    return bounded_distribution(logits, keys, highest)
+    return bounded_distribution(logits, keys, highest, speaks=whole)
 
 
 def row_weights(
@@ -70,16 +73,28 @@ def row_weights(
     """
     main = distributions[0].logprobs
     device, rows = main.device, len(main)
-    weights = torch.tensor([list(base)], device=device).expand(rows, -1)
+    weights = _one_row(tuple(base), device).expand(rows, -1)
     mute = [d.abstain for d in distributions if d.abstain is not None]
-    none = weights.new_zeros(rows, dtype=torch.bool) if len(mute) < len(distributions) else mute[0]
-    columns = [none if d.abstain is None else d.abstain.to(device) for d in distributions]
-    abstain = torch.stack(columns, -1)
-    if any(any(quiet) for quiet in silent):
-        abstain = abstain | torch.tensor([list(quiet) for quiet in silent], device=device).T
+    hushed = any(any(quiet) for quiet in silent)
+    if not mute and not hushed and all(c is None for c in boundary):
+        return weights
     one = weights.new_ones(rows)
     ends = torch.stack([one if c is None else c.to(device) for c in boundary], -1)
+    if not mute and not hushed:
+        return discounted(weights, ends)
+    none = weights.new_zeros(rows, dtype=torch.bool)
+    columns = [none if d.abstain is None else d.abstain.to(device) for d in distributions]
+    abstain = torch.stack(columns, -1)
+    if hushed:
+        abstain = abstain | torch.tensor([list(quiet) for quiet in silent], device=device).T
     return effective_weights(weights, abstain, ends)
+
+
+@lru_cache(maxsize=64)
+def _one_row(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """[1, voices] float32; not to be written to."""
+    with torch.inference_mode(False):
+        return torch.tensor([weights], device=device)
 
 
 def to_device(distribution: MemberDistribution, device: torch.device) -> MemberDistribution:
@@ -133,7 +148,7 @@ def check_finite(voices: Sequence[Voice], logits: Sequence[Tensor]) -> None:
         MemberError: Always, naming the member.
     """
     for voice, row in zip(voices, logits, strict=True):
-        bad = int(row.isnan().any(-1).sum())
+        bad = int((row.isnan().any(-1) | (row.amax(-1) == -torch.inf)).sum())
         if bad:
             member = voice.member
             raise MemberError(

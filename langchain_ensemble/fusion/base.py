@@ -291,27 +291,33 @@ def ceiling(keys: MemberKeys, mask: Tensor | None = None) -> Tensor:
     return highest.masked_fill_(~allowed, -torch.inf)
 
 
-def bounded_distribution(logits: Tensor, keys: MemberKeys, highest: Tensor) -> MemberDistribution:
+def bounded_distribution(
+    logits: Tensor, keys: MemberKeys, highest: Tensor, *, speaks: bool = False
+) -> MemberDistribution:
     """:func:`member_distribution` with a mask that was turned into a :func:`ceiling` before.
 
     Args:
         logits: [N, V_i] float32.
         keys: The member's keys.
         highest: [N, V_i] or [V_i] float32, inf where an id may come, else -inf.
+        speaks: Whether the mask leaves every row something to say, so that none abstains.
 
     Returns:
-        The dense distribution.
+        The dense distribution; where a row ``speaks`` and yet has no finite logit, NaN.
     """
     masked = torch.minimum(logits.float(), highest)
-    top = masked.amax(-1)
     logprobs = torch.log_softmax(masked, -1)
-    # A row of -inf becomes NaN: back to -inf, unless it holds NaN itself (fmax ignores one NaN).
-    logprobs = torch.fmax(logprobs, (top - torch.inf)[:, None])
+    abstain: Tensor | None = None
+    if not speaks:
+        # A row of -inf becomes NaN: back to -inf, unless it holds NaN itself (fmax ignores one).
+        top = masked.amax(-1)
+        logprobs = torch.fmax(logprobs, (top - torch.inf)[:, None])
+        abstain = top == -torch.inf
     ends = logprobs.index_select(-1, keys.end_ids)
     end = ends[:, 0] if len(keys.end_ids) == 1 else ends.logsumexp(-1)
     logprobs.index_fill_(-1, keys.end_ids, -torch.inf)
     _merge_spare(logprobs, keys)
-    return MemberDistribution(keys.space, logprobs, end, abstain=top == -torch.inf)
+    return MemberDistribution(keys.space, logprobs, end, abstain=abstain)
 
 
 def _merge_spare(logprobs: Tensor, keys: MemberKeys) -> None:

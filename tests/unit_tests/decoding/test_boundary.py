@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +62,41 @@ def test_ten_thousand_steps_lose_no_digits() -> None:
         values.append(float(tracker.observe(said, [answer], [True], [0])))
     assert values[-1] == pytest.approx(values[101], rel=1e-5)
     assert values[-2] == pytest.approx(values[100], rel=1e-5)
+
+
+def both(one: MemberDistribution, other: MemberDistribution) -> MemberDistribution:
+    return MemberDistribution(
+        one.space, torch.cat([one.logprobs, other.logprobs]), torch.cat([one.end, other.end])
+    )
+
+
+def test_a_row_alone_is_the_row_among_others() -> None:
+    dice = random.Random(4)
+    trackers = [BoundaryTracker(Keys(), 2), BoundaryTracker(Keys(), 2)]
+    answers = [b"", b""]
+    kept: list[Any] = []
+    for step in range(300):
+        said = [distribution([dice.gauss(0, 3) for _ in range(5)]) for _ in range(2)]
+        active = [dice.random() < 0.9, dice.random() < 0.9]
+        together = trackers[0].observe(both(*said), answers, active, [0, 1])
+        if step % 3:  # one by one, in any order
+            apart = [torch.zeros(1)] * 2
+            for row in dice.sample(range(2), 2):
+                apart[row] = trackers[1].observe(said[row], [answers[row]], [active[row]], [row])
+        else:
+            apart = [trackers[1].observe(both(*said), answers, active, [0, 1])]
+        assert torch.allclose(together, torch.cat(apart), rtol=1e-4, atol=1e-6)
+        if step % 7 == 3:
+            kept = [[tracker.mark() for tracker in trackers], list(answers)]
+        if kept and step % 7 == 6:
+            for tracker, mark in zip(trackers, kept[0], strict=True):
+                tracker.rollback(mark)
+            answers = list(kept[1])
+        if step % 50 == 49:
+            for tracker in trackers:
+                tracker.select([1, 0])
+            answers, kept = answers[::-1], []
+        answers = [answer + dice.choice([b"a", b"b", b"ba", b"c"]) for answer in answers]
 
 
 def test_windows_of_a_finer_auxiliary_are_read_once(shared: Path) -> None:
