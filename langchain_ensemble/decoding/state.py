@@ -28,6 +28,7 @@ class Track:
         spelled: The canonical ids of ``text``.
         ends: Where their bytes end.
         ids: What the voice reads after its prompt: ``spelled``, or main's ids taken as they are.
+        agreed: How many of ``ids`` are known to be those of ``spelled``.
     """
 
     vocabulary: VocabularyLike
@@ -37,6 +38,7 @@ class Track:
     spelled: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     ids: list[int] = field(init=False)
+    agreed: int = 0
 
     def __post_init__(self) -> None:
         """Read what is spelled, until an id is taken as it is."""
@@ -51,7 +53,7 @@ class Track:
     def append(self, token_id: int) -> tuple[int, list[int]]:
         """Take one id as it is. Returns (kept, new ids)."""
         if self.ids is self.spelled:
-            self.ids = list(self.spelled)
+            self.ids, self.agreed = list(self.spelled), len(self.spelled)
         self.ids.append(token_id)
         return len(self.ids) - 1, [token_id]
 
@@ -73,8 +75,9 @@ class Track:
         self.text = text
         if not verbatim:
             return kept, list(new)
-        kept = _common(self.ids, self.spelled)
-        self.ids = list(self.spelled)
+        same = min(kept, self.agreed)
+        kept = same + _common(self.ids[same:], self.spelled[same:])
+        self.ids, self.agreed = list(self.spelled), len(self.spelled)
         return kept, self.ids[kept:]
 
     def copy(self) -> Track:
@@ -251,3 +254,4 @@ class Row:
         for track, (text, spelled, ends, ids) in zip(self.tracks, tracks, strict=True):
             track.text, track.spelled, track.ends = text, list(spelled), list(ends)
             track.ids = track.spelled if ids is None else list(ids)
+            track.agreed = 0
