@@ -204,8 +204,6 @@ class Loop:
             partial,
         )
 
-    # advance
-
     def _advance(self, at: Sequence[int], chosen: Sequence[Chosen]) -> list[Piece]:
         pieces: list[Piece] = []
         ended: list[int] = []
@@ -307,6 +305,8 @@ class Loop:
     @torch.inference_mode()
     def mark(self) -> Any:
         """Remember the whole state, to take back steps in which no row has finished."""
+        while not self.done and not self.read:
+            self.read_on()
         self._ahead.level()
         rows = [self.rows[number].mark() for number in self._active]
         return list(self._active), rows, [list(read) for read in self._read], self._caches.mark()

@@ -34,7 +34,9 @@ def chat(pico: Callable[..., Path]) -> ChatEnsemble:
         "main": Member(str(pico("qwen2")), chat_template=TEMPLATE),
         "other": Member(str(pico("llama", 1)), chat_template=TEMPLATE),
     }
-    return ChatEnsemble(members=members, fusion="average", max_tokens=8, thinking_tokens=5)
+    return ChatEnsemble(  # what earlier calls have read would show in usage_metadata
+        members=members, fusion="average", max_tokens=8, thinking_tokens=5, prefix_cache_gb=0
+    )
 
 
 @pytest.mark.parametrize(("thinking", "thinkers"), [("off", 0), ("main", 1), ("each", 2)])

@@ -183,8 +183,8 @@ def test_many_threads_many_settings(members: dict[str, str], acceptance_scale: i
     llm = EnsembleLLM(members=members, fusion="unite", max_tokens=8).load()
     jobs: list[dict[str, Any]] = [
         {"max_tokens": 5},
-        {"temperature": 0.9, "seed": 7},
-        {"temperature": 0.9, "seed": 8},
+        {"temperature": 1.5, "seed": 7},
+        {"temperature": 1.5, "seed": 8},
         {"weights": {"stories": 1.0, "baby": 0.0}},
         {"stop": ["a"]},
     ]

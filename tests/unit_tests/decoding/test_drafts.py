@@ -133,8 +133,8 @@ def test_drafts_that_are_taken_back_leave_no_trace(shared: Path) -> None:
             asked = request.model_copy(update={"speculation": "on"})
             with owner.open(PROMPTS, asked) as decoding:
                 loop, texts = decoding._loop, [""] * len(PROMPTS)
-                while not decoding.done:
-                    if loop.read and all(row.finish is None for row in loop.rows):
+                while not loop.done:
+                    if all(row.finish is None for row in loop.rows):
                         mark = loop.mark()
                         for _ in range(dice.randint(1, 5)):
                             loop.step()

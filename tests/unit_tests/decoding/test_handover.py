@@ -92,7 +92,7 @@ def check_phases(
     owner: Ensemble, first: RequestParams, tolerance: float = 2e-4, **more: Any
 ) -> None:
     """Every follow-up from held sessions equals the same from afresh."""
-    second = RequestParams(max_tokens=10, temperature=0.7, seed=5)
+    second = RequestParams(max_tokens=10, temperature=0.7, seed=5, speculation="off")
     for number in range(5):
         with admit(owner, [PROMPT], first, keep=True, **more) as decoding:
             decoding.answers()

@@ -95,7 +95,7 @@ def test_one_member_is_the_models_own_log_likelihood(shared: Path, name: str) ->
 def test_greedy_answer_scores_as_greedy(shared: Path, fusion: str) -> None:
     prompt = "Once upon a time, there was a little"
     with open_ensemble(shared, ["stories260K", "bitllama-1M"], fusion=fusion) as owner:
-        answer = owner.generate([prompt], RequestParams(max_tokens=12))[0][0]
+        answer = owner.generate([prompt], RequestParams(max_tokens=12, logprobs=True))[0][0]
         score = owner.score(answer.text, prompt)
         ids = owner._ready().voices[0].vocabulary.encode(answer.text).ids
         if ids == [t.id for t in answer.tokens]:  # the canonical spelling is what was decoded
