@@ -55,9 +55,7 @@ def translated() -> Iterator[None]:
     except (ContextOverflowError, ModelRateLimitError):
         raise
     except OverloadedError as error:
-        raise TooManyRequestsError(
-            str(error), waiting=error.waiting, limit=error.limit
-        ) from error
+        raise TooManyRequestsError(str(error), waiting=error.waiting, limit=error.limit) from error
     except ContextError as error:
         raise PromptTooLongError(
             str(error), member=error.member, length=error.length, limit=error.limit
