@@ -92,7 +92,9 @@ def check_phases(
     owner: Ensemble, first: RequestParams, tolerance: float = 2e-4, **more: Any
 ) -> None:
     """Every follow-up from held sessions equals the same from afresh."""
-    second = RequestParams(max_tokens=10, temperature=0.7, seed=5, speculation="off")
+    # A draw may fall between two keys that rounding has moved: greedy where it is coarse.
+    heat = 0.7 if tolerance < 1e-3 else 0.0
+    second = RequestParams(max_tokens=10, temperature=heat, seed=5, speculation="off")
     for number in range(5):
         with admit(owner, [PROMPT], first, keep=True, **more) as decoding:
             decoding.answers()
@@ -128,7 +130,7 @@ def test_members_whose_state_is_replayed(
     pico: Callable[..., Path], mamba: Path, monkeypatch: pytest.MonkeyPatch, fusion: str
 ) -> None:
     members = {"mamba": str(mamba), "llama": str(pico("llama"))}
-    first = RequestParams(max_tokens=9, temperature=1.0, seed=2)
+    first = RequestParams(max_tokens=9, temperature=1.0, seed=2, speculation="off")
     with Ensemble(EnsembleParams(members=members, fusion=fusion)) as owner:
         assert isinstance(owner._ready().members[0].session(), ReplaySession)
         check_phases(owner, first, tolerance=5e-3)  # its scan in pieces rounds differently
