@@ -10,6 +10,7 @@
     ├── CacheError (RuntimeError)         the disk cache cannot be used
     ├── OverloadedError (RuntimeError)    too many requests wait; trying again later may help
     ├── DeadlineError (TimeoutError)      ``timeout`` passed; carries what was decoded
+    ├── AbstainedError (ValueError)       the members are not sure enough; carries the answer
     └── UnfinishedError (ValueError)      a structured answer was cut; carries what was decoded
 
 Every message says who, what is, what was needed and what to do.
@@ -90,6 +91,23 @@ class DeadlineError(EnsembleError, TimeoutError):
         """Keep the partial answers beside the message."""
         super().__init__(message)
         self.partial: list[str] = list(partial or [])
+
+
+class AbstainedError(EnsembleError, ValueError):
+    """The members are less sure of an answer than ``abstain_below``.
+
+    Attributes:
+        answer: The answer that was decoded.
+        confidence: How sure they are, in [0, 1].
+        limit: ``abstain_below``.
+    """
+
+    def __init__(
+        self, message: str, *, answer: str = "", confidence: float = 0.0, limit: float = 0.0
+    ) -> None:
+        """Keep the answer and the numbers beside the message."""
+        super().__init__(message)
+        self.answer, self.confidence, self.limit = answer, confidence, limit
 
 
 class UnfinishedError(EnsembleError, ValueError):

@@ -1,128 +1,49 @@
 """Settings, by lifetime: one member's, what is fixed for an ensemble, what may change per request.
 
-Pydantic and the standard library only; no torch. All three classes are frozen and JSON-able.
+Pydantic and the standard library only; no torch. All classes are frozen and JSON-able.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    SecretStr,
-    ValidationError,
-    field_serializer,
-    field_validator,
-    model_validator,
-)
+from pydantic import field_validator, model_validator
 
-from langchain_ensemble.errors import ConfigError, one_line, unknown_name
+from langchain_ensemble.errors import ConfigError, unknown_name
+from langchain_ensemble.member import Member, Settings, derive_name, name_members, read_member
+
+__all__ = [
+    "DEFAULT_MAX_CONCURRENT",
+    "DEFAULT_MAX_TOKENS",
+    "DEFAULT_PREFIX_CACHE_GB",
+    "FUSIONS",
+    "GATES",
+    "WEIGHT_RULES",
+    "EnsembleParams",
+    "Member",
+    "RequestParams",
+    "check_fusion_name",
+    "derive_name",
+    "name_members",
+]
 
 FUSIONS = ("average", "deepen", "gac", "unite")
 """Names of the fusions that the package ships (``fusion.FUSIONS`` holds the classes)."""
+
+GATES = {"always": (), "threshold": ("below",), "safe": ("consensus", "sharpen")}
+"""Rules that say at which positions members are fused, and the names of their settings."""
+
+WEIGHT_RULES = ("uniform", "calibrated", "prompt")
+"""Weights that are not numbers: equal ones, those of the calibration, by the prompt's score."""
 
 DEFAULT_MAX_TOKENS = 256
 DEFAULT_MAX_CONCURRENT = 64
 DEFAULT_PREFIX_CACHE_GB = 2.0
 
 
-class _Settings(BaseModel):
-    """Frozen settings whose errors are ours: one line, with the nearest known name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    def __init__(self, **data: Any) -> None:
-        for name in data:
-            if name not in type(self).model_fields:
-                raise ConfigError(
-                    unknown_name(f"{type(self).__name__} setting", name, type(self).model_fields)
-                )
-        problem = None
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            problem = one_line(type(self).__name__, error.errors())
-        if problem is not None:  # not chained: pydantic's error would keep its owner alive
-            raise ConfigError(problem)
-
-    def __repr_args__(self) -> Any:
-        """Show what was set, not every default."""
-        for name, value in super().__repr_args__():
-            if name is None or value != type(self).model_fields[name].default:
-                yield name, value
-
-
-class Member(_Settings):
-    """One member: a model, and the view that this member adds to its weights.
-
-    Attributes:
-        model: Hub id or local folder.
-        name: Name in the ensemble; derived from ``model`` when not given.
-        revision: Branch, tag or commit on the Hub.
-        token: Hub access token; never written to disk caches, logs or ``to_config``.
-        dtype: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        device: ``"auto"``, ``"cpu"``, ``"cuda:1"``, ``"mps"`` …; not together with ``device_map``.
-        device_map: As in transformers: ``"auto"`` or module name → device.
-        quantization: ``"bnb-4bit"``, ``"bnb-8bit"``, ``"torchao-int8"`` …, or ``"gguf:<file>"``;
-            a checkpoint that is already quantised needs none.
-        attn_implementation: ``"sdpa"`` (default) or ``"eager"``.
-        adapter: PEFT adapter on top of the weights, Hub id or folder.
-        trust_remote_code: Whether the repository may run its own code. Off.
-        local_files_only: Never touch the network.
-        chat_template: Jinja text that replaces the tokenizer's chat template.
-        system: System prompt of this member's view.
-        forward: How its forwards run: ``"eager"``, ``"graphs"`` (CUDA graphs) or ``"compiled"``;
-            default: graphs on CUDA, eager elsewhere.
-    """
-
-    model: str
-    name: str | None = None
-    revision: str | None = None
-    token: SecretStr | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    device: str | None = None
-    device_map: str | dict[str, str | int] | None = None
-    quantization: str | None = None
-    attn_implementation: str | None = None
-    adapter: str | None = None
-    trust_remote_code: bool | None = None
-    local_files_only: bool | None = None
-    chat_template: str | None = None
-    system: str | None = None
-    forward: Literal["eager", "graphs", "compiled"] | None = None
-
-    def __init__(self, model: str | os.PathLike[str] | None = None, /, **data: Any) -> None:
-        if model is not None:
-            if "model" in data:
-                raise ConfigError(f"Member: model given twice, {model!r} and {data['model']!r}")
-            data["model"] = model
-        if isinstance(data.get("model"), os.PathLike):
-            data["model"] = os.fspath(data["model"])
-        if not data.get("model"):
-            raise ConfigError(
-                f"member {data.get('name') or ''!r} has no model; give a Hub id or a folder"
-            )
-        super().__init__(**data)
-
-    @field_serializer("token", when_used="json")
-    def _hide_token(self, token: SecretStr | None) -> None:
-        return None
-
-    @model_validator(mode="after")
-    def _one_placement(self) -> Member:
-        if self.device is not None and self.device_map is not None:
-            raise ValueError(
-                f"member {self.name or self.model!r} has device={self.device!r} and "
-                f"device_map={self.device_map!r}; give one of them"
-            )
-        return self
-
-
-class EnsembleParams(_Settings):
+class EnsembleParams(Settings):
     """What is fixed for an ensemble: members, fusion, main, and defaults for all members.
 
     Attributes:
@@ -138,6 +59,7 @@ class EnsembleParams(_Settings):
         kv_cache_gb: Bytes (in 1e9) of KV caches at most, kept prefixes included; requests wait
             until they fit. None: what the devices hold.
         prefix_cache_gb: Bytes (in 1e9) of KV caches kept for prompts that begin alike; 0 is off.
+        calibration: File that ``calibrate`` wrote for these members; None: there is none.
     """
 
     members: tuple[Member, ...]
@@ -149,6 +71,7 @@ class EnsembleParams(_Settings):
     max_queue: int | None = None
     kv_cache_gb: float | None = None
     prefix_cache_gb: float = DEFAULT_PREFIX_CACHE_GB
+    calibration: str | None = None
 
     @field_validator("members", mode="before")
     @classmethod
@@ -158,7 +81,7 @@ class EnsembleParams(_Settings):
     @field_validator("draft", mode="before")
     @classmethod
     def _read_draft(cls, value: Any) -> Any:
-        return None if value is None else _read_member(None, value)
+        return None if value is None else read_member(None, value)
 
     @model_validator(mode="after")
     def _known_names(self) -> EnsembleParams:
@@ -201,7 +124,7 @@ class EnsembleParams(_Settings):
         return self.fusion if isinstance(self.fusion, str) else str(self.fusion["name"])
 
 
-class RequestParams(_Settings):
+class RequestParams(Settings):
     """What may change from one request to the next.
 
     Attributes:
@@ -215,12 +138,18 @@ class RequestParams(_Settings):
         n: Answers per prompt.
         stop: Texts before which the answer ends.
         timeout: Seconds until :class:`~langchain_ensemble.errors.DeadlineError`.
-        weights: ``"uniform"``, name → weight, or one weight a member in order; sum 1.
+        weights: A rule of :data:`WEIGHT_RULES`, name → weight, or one weight a member in order;
+            sum 1.
         logprobs: Whether per-token logprobs are returned.
         speculation: ``"auto"`` lets members draft for each other where it pays; ``"off"`` runs
             every member for every token; ``"on"`` drafts whether it pays or not. The answer is
             the same.
         cache_salt: Requests reuse each other's prefixes only under the same salt.
+        gate: Where members are fused: a name of :data:`GATES`, or ``{"name": ..., setting: ...}``.
+        contexts: Name → a text that this member alone reads before the prompt.
+        trace: Whether what each member wanted is kept for every token.
+        abstain_below: Answers that the members are less sure of than this are refused with an
+            :class:`~langchain_ensemble.errors.AbstainedError`; None: none is.
     """
 
     max_tokens: int | None = DEFAULT_MAX_TOKENS
@@ -237,6 +166,10 @@ class RequestParams(_Settings):
     logprobs: bool = False
     speculation: Literal["auto", "off", "on"] = "auto"
     cache_salt: str | None = None
+    gate: str | dict[str, Any] = "always"
+    contexts: dict[str, str] | None = None
+    trace: bool = False
+    abstain_below: float | None = None
 
     @model_validator(mode="after")
     def _in_range(self) -> RequestParams:
@@ -252,11 +185,17 @@ class RequestParams(_Settings):
             ("stop", all(self.stop), "non-empty strings"),
             (
                 "weights",
-                not isinstance(self.weights, str) or self.weights == "uniform",
-                "'uniform', a mapping name -> weight, or a list",
+                not isinstance(self.weights, str) or self.weights in WEIGHT_RULES,
+                f"one of {', '.join(map(repr, WEIGHT_RULES))}, a mapping name -> weight, or a list",
+            ),
+            (
+                "abstain_below",
+                self.abstain_below is None or 0 <= self.abstain_below <= 1,
+                "in [0, 1], or None",
             ),
         )
         _check(self, rules)
+        check_gate(self.gate)
         return self
 
 
@@ -267,74 +206,18 @@ def _check(owner: object, rules: Sequence[tuple[str, bool, str]]) -> None:
             raise ValueError(f"{name} is {getattr(owner, name)!r}; it must be {needed}")
 
 
-def derive_name(model: str) -> str:
-    """Derive a member's name from its model: the last part of the id or path."""
-    return model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or model
-
-
-def name_members(value: Any) -> tuple[Member, ...]:
-    """Read every accepted form of ``members=`` and give each one a unique name.
-
-    Args:
-        value: A mapping name → (id | settings | Member), or a sequence of the same.
-
-    Returns:
-        The members, each with its name.
-
-    Raises:
-        ConfigError: No members, a name given twice, or a form that is not known.
-    """
-    if isinstance(value, (str, Member, os.PathLike)) or not isinstance(value, (Mapping, Sequence)):
-        raise ConfigError(
-            f"members is {value!r}; give a list of Hub ids or folders, or a mapping name -> id"
-        )
-    pairs: list[tuple[str | None, Any]] = (
-        list(value.items()) if isinstance(value, Mapping) else [(None, v) for v in value]
-    )
-    for key, _ in pairs:
-        if key is not None and (not isinstance(key, str) or not key):
-            raise ConfigError(f"a member is called {key!r}; a name must be a non-empty text")
-    if not pairs:
-        raise ConfigError("members is empty; an ensemble needs at least one member")
-    members: list[Member] = []
-    read = [(key, _read_member(key, item)) for key, item in pairs]
-    reserved = [name for key, member in read if (name := key or member.name)]
-    for key, member in read:
-        name = key or member.name or _free_name(member.model, reserved, members)
-        if any(m.name == name for m in members):
-            raise ConfigError(f"two members are called {name!r}; names must be unique")
-        members.append(member.model_copy(update={"name": name}))
-    return tuple(members)
-
-
-def _read_member(key: str | None, item: Any) -> Member:
-    if isinstance(item, Member):
-        member = item
-    elif isinstance(item, (str, os.PathLike)):
-        member = Member(item, **({} if key is None else {"name": key}))
-    elif isinstance(item, Mapping):
-        member = Member(**({"name": key, **item} if key is not None else item))
-    else:
-        raise ConfigError(
-            f"member {key or item!r} is {item!r}; give a Hub id, a folder or Member(...)"
-        )
-    if key is not None and member.name not in (None, key):
-        raise ConfigError(f"member {key!r} also calls itself {member.name!r}; give one name")
-    return member
-
-
-def _free_name(model: str, reserved: Sequence[str], members: Sequence[Member]) -> str:
-    """Derive a name that no other member has."""
-    base = name = derive_name(model)
-    taken = [*reserved, *(m.name for m in members)]
-    number = 2
-    while name in taken:
-        name, number = f"{base}-{number}", number + 1
-    return name
-
-
 def check_fusion_name(fusion: str | Mapping[str, Any]) -> None:
     """Refuse a fusion name that the package does not ship."""
     name = fusion if isinstance(fusion, str) else fusion.get("name")
     if name not in FUSIONS:
         raise ConfigError(unknown_name("fusion", name, FUSIONS))
+
+
+def check_gate(gate: str | Mapping[str, Any]) -> None:
+    """Refuse a gate, or a setting of one, that does not exist."""
+    name = gate if isinstance(gate, str) else gate.get("name")
+    if name not in GATES:
+        raise ConfigError(unknown_name("gate", name, GATES))
+    for setting in () if isinstance(gate, str) else gate:
+        if setting != "name" and setting not in GATES[name]:
+            raise ConfigError(unknown_name(f"setting of gate={name!r}", setting, GATES[name]))

@@ -30,7 +30,10 @@ MEMBER_DEFAULTS = (
 SERVING = ("draft", "max_concurrent", "max_queue", "kv_cache_gb", "prefix_cache_gb")
 """What decides how fast answers come, and nothing of what they say."""
 
-FIXED = ("members", "fusion", "main", "open_boundaries", *MEMBER_DEFAULTS, *SERVING, "hf_token")
+FIXED = (
+    *("members", "fusion", "main", "open_boundaries", "calibration"),
+    *(*MEMBER_DEFAULTS, *SERVING, "hf_token"),
+)
 """What cannot change from one call to the next."""
 
 PER_CALL = tuple(RequestParams.model_fields)
@@ -164,22 +167,15 @@ def read_fusion(fusion: Any) -> Any:
 
 
 def ensemble_params(
-    members: Any,
-    fusion: Any,
-    main: str | None,
-    open_boundaries: Any,
-    defaults: Mapping[str, Any],
-    serving: Mapping[str, Any],
+    members: Any, fusion: Any, defaults: Mapping[str, Any], rest: Mapping[str, Any]
 ) -> EnsembleParams:
     """Give what is fixed for the ensemble, defaults written into the members.
 
     Args:
         members: Any accepted form.
         fusion: A name, a dict, or a fusion object (which travels beside the result).
-        main: Name of the main member, or None.
-        open_boundaries: ``"discount"`` or ``"vote"``.
         defaults: Values of :data:`MEMBER_DEFAULTS` and ``token``; None where there is none.
-        serving: Values of :data:`SERVING`.
+        rest: ``main``, ``open_boundaries``, ``calibration`` and the values of :data:`SERVING`.
 
     Returns:
         The settings.
@@ -188,8 +184,7 @@ def ensemble_params(
         ConfigError: They contradict each other.
     """
     named = tuple(_with_defaults(member, defaults) for member in name_members(members))
-    fixed: dict[str, Any] = {"members": named, "main": main, "open_boundaries": open_boundaries}
-    fixed |= serving
+    fixed: dict[str, Any] = {"members": named, **rest}
     if fixed["draft"] is not None:
         fixed["draft"] = _with_defaults(fixed["draft"], defaults)
     if isinstance(fusion, str | dict):

@@ -85,6 +85,7 @@ def _kind(question: Question) -> Hashable:
         (id(task.fuser), task.weights, task.places, task.num_members),
         settings if question.generators is not None else "greedy",
         request.repetition_penalty,
+        (request.logprobs, request.trace, repr(request.gate)),
         task.opening,
         tuple(task.spelled.items()),
     )

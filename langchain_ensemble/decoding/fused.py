@@ -8,21 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from langchain_ensemble.constraints.utf8 import START
 from langchain_ensemble.decoding.choose import penalised
-from langchain_ensemble.decoding.fusing import (
-    checked,
-    keys_of,
-    or_end,
-    row_weights,
-    say,
-    spread,
-    voice_distribution,
-)
-from langchain_ensemble.decoding.masks import Legal, legal_ids, restrict, said_together, stuck
+from langchain_ensemble.decoding.fusing import checked, keys_of, or_end, say, spread
+from langchain_ensemble.decoding.gates import gated
+from langchain_ensemble.decoding.hearing import Heard, hear
+from langchain_ensemble.decoding.masks import Legal, restrict, said_together, stuck
 from langchain_ensemble.decoding.opening import Odds, fused_odds, opened, scaled
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.records import Finish, TokenRecord
+from langchain_ensemble.decoding.seeing import Sight
 from langchain_ensemble.decoding.task import Chosen, Task
 from langchain_ensemble.decoding.verify import Proposed, draw_or_accept
 from langchain_ensemble.fusion.base import FusedDistribution, MemberDistribution
@@ -42,26 +36,11 @@ def choose_fused(question: Question) -> list[Chosen]:
     """
     task, rows, generators = question.task, question.rows, question.generators
     voices = task.voices
-    legal = legal_ids(voices, rows, task.spelled)
-    distributions = [
-        voice_distribution(
-            voice,
-            logits,
-            [START if place else row.utf8 for row in rows],
-            None if legal is None else legal.masks[place],
-        )
-        for place, (voice, logits) in enumerate(zip(voices, question.logits, strict=True))
-    ]
-    silent = [
-        [place > 0 and (row.fragment or row.starts_apart(place)) for row in rows]
-        for place in range(len(voices))
-    ]
-    boundary = question.caches.boundaries(rows, distributions, question.at)
-    weights = row_weights(task.weights, distributions, silent, boundary)
-    assert task.fuser is not None  # more than one voice
-    heard = spread(distributions, weights, task.places, task.num_members, task.fuser)
-    best = getattr(task.fuser, "best", None) if _only_best(question, legal) else None
-    fused = checked((best or task.fuser)(*heard))
+    heard = hear(question)
+    distributions, weights, legal = heard.distributions, heard.weights, heard.legal
+    fused, only_best = _fuse(question, heard)
+    held = gated(question, heard, fused)
+    fused, weights = held.fused, held.weights
     if legal is not None:
         fused = restrict(fused, legal, voices)
     dead = weights.new_zeros(()).expand(len(rows))
@@ -72,9 +51,11 @@ def choose_fused(question: Question) -> list[Chosen]:
     voting = (weights > 0).sum(-1)
     columns = torch.stack([key.float(), logprob, voting.float(), dead.float()])
     said = say(voices, distributions, key)
-    packed = torch.cat([columns, said]).cpu().T.tolist()  # the one transfer
+    sight = Sight(question, heard, fused, weights)
+    packed = torch.cat([columns, said, held.columns, sight.columns]).cpu().T.tolist()
     chosen = []
-    for b, (chosen_key, value, count, nothing, *each) in enumerate(packed):
+    for b, (chosen_key, value, count, nothing, *more) in enumerate(packed):  # the one transfer
+        each, more = more[: len(voices)], more[len(voices) :]
         if value == -torch.inf:  # a fusion that gives nothing any probability ends the answer
             chosen.append(_chosen(task, END, 0.0, each, fused=count > 1))
         elif nothing and legal is not None and not legal.may_end[b]:
@@ -84,16 +65,29 @@ def choose_fused(question: Question) -> list[Chosen]:
             generator = None if generators is None else generators[b]
             chosen.append(opened(task, task.opening, value, question.logits[0][b], generator))
         else:
-            told = None if best else value
+            told = None if only_best else value
             chosen.append(_chosen(task, int(chosen_key), told, each, fused=count > 1))
+        gate = held.reason(more[: len(held.columns)])
+        chosen[-1] = sight.told(b, chosen[-1], gate, more[len(held.columns) :])
     return chosen
+
+
+def _fuse(question: Question, heard: Heard) -> tuple[FusedDistribution, bool]:
+    """What the members say together, and whether only its best entry is meant."""
+    task = question.task
+    assert task.fuser is not None  # more than one voice
+    told = spread(heard.distributions, heard.weights, task.places, task.num_members, task.fuser)
+    best = getattr(task.fuser, "best", None) if _only_best(question, heard.legal) else None
+    return checked((best or task.fuser)(*told)), best is not None
 
 
 def _only_best(question: Question, legal: Legal | None) -> bool:
     """Whether nothing but the best entry is asked of the fusion: what it adds may be left out."""
     task = question.task
     bare = task.sampling.penalty is None and task.opening is None and legal is None
-    return bare and question.generators is None and not task.request.logprobs
+    request = task.request
+    asked = request.logprobs or request.trace or request.gate != "always"
+    return bare and question.generators is None and not asked
 
 
 def _pick(

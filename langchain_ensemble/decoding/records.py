@@ -8,6 +8,27 @@ from typing import Literal
 FinishReason = Literal["stop", "length"]
 
 
+Wish = tuple[bytes, float]
+"""A key's bytes (empty: END) and its probability."""
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """What was to choose from in one step.
+
+    Attributes:
+        wishes: Each voice's own best keys, best first. By name.
+        fused: The best of what was chosen from, best first.
+        weights: Each voice's weight in this step. By name.
+        seconds: How long the step took, None: not known.
+    """
+
+    wishes: dict[str, tuple[Wish, ...]]
+    fused: tuple[Wish, ...]
+    weights: dict[str, float]
+    seconds: float | None = None
+
+
 @dataclass(frozen=True)
 class TokenRecord:
     """One decode step of one row.
@@ -21,6 +42,12 @@ class TokenRecord:
         members: Each voice's own log-probability of the chosen key; None: it has no say or the
             key has probability 0 from it. By name.
         fused: Whether more than one member had a say in this step.
+        gate: Why main spoke alone, as the gate says it (``"sure"``, ``"consensus"``,
+            ``"boundary"``); None: it did not, or not because of a gate.
+        disagreement: How far apart the voices are, in [0, 1] (0: they agree); None: nobody asked,
+            or there is one voice.
+        drafted: Whether the key was drafted before it was chosen.
+        trace: What was to choose from, where the request asks for it.
     """
 
     id: int | None
@@ -28,6 +55,10 @@ class TokenRecord:
     logprob: float | None
     members: dict[str, float | None]
     fused: bool
+    gate: str | None = None
+    disagreement: float | None = None
+    drafted: bool = False
+    trace: TokenTrace | None = None
 
 
 @dataclass(frozen=True)

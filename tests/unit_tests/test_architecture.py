@@ -29,7 +29,8 @@ ADAPTER = (
 INSIDE: dict[str, tuple[str, ...] | None] = {
     "_version": (),
     "errors": (),
-    "params": ("errors",),
+    "member": ("errors",),
+    "params": ("errors", "member"),
     "shares": ("errors",),
     "store": ("errors",),
     "fusion": ("errors",),
@@ -59,6 +60,7 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
 OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "_version": (),
     "errors": (),
+    "member": ("pydantic",),
     "params": ("pydantic",),
     "shares": (),
     "store": ("torch", "safetensors", "filelock", "platformdirs"),

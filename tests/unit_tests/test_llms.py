@@ -166,7 +166,8 @@ class TestPerCall:
             "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1,
             "repetition_penalty": 1.1, "seed": 4, "n": 2, "stop": ["zzz"], "timeout": 9.0,
             "weights": {"a": 0.25, "b": 0.75}, "logprobs": True, "speculation": "off",
-            "cache_salt": "mine",
+            "cache_salt": "mine", "gate": "threshold", "contexts": {"a": "text"}, "trace": True,
+            "abstain_below": 0.1,
         }  # fmt: skip
         assert changed.keys() == RequestParams.model_fields.keys()
         llm.generate(["x"], **changed)

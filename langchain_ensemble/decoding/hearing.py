@@ -1,0 +1,61 @@
+"""What every voice says after the answers of some rows, and how much each of them counts there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from langchain_ensemble.constraints.utf8 import START
+from langchain_ensemble.decoding.fusing import row_weights, voice_distribution
+from langchain_ensemble.decoding.masks import Legal, legal_ids
+from langchain_ensemble.decoding.question import Question
+from langchain_ensemble.fusion.base import MemberDistribution
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the voices say in n rows.
+
+    Attributes:
+        distributions: One a voice, main first, dense, each on its voice's device.
+        weights: [n, voices] float32 on main's device, rows sum to 1.
+        boundary: c_i [n] of each voice, None where it is 1.
+        legal: What a grammar allows; None: everything.
+    """
+
+    distributions: Sequence[MemberDistribution]
+    weights: Tensor
+    boundary: Sequence[Tensor | None]
+    legal: Legal | None
+
+
+def hear(question: Question) -> Heard:
+    """Ask every voice what may come next.
+
+    Args:
+        question: The rows and what they stand on.
+
+    Returns:
+        What they say.
+    """
+    task, rows = question.task, question.rows
+    voices = task.voices
+    legal = legal_ids(voices, rows, task.spelled)
+    distributions = [
+        voice_distribution(
+            voice,
+            logits,
+            [START if place else row.utf8 for row in rows],
+            None if legal is None else legal.masks[place],
+        )
+        for place, (voice, logits) in enumerate(zip(voices, question.logits, strict=True))
+    ]
+    silent = [
+        [place > 0 and (row.fragment or row.starts_apart(place)) for row in rows]
+        for place in range(len(voices))
+    ]
+    boundary = question.caches.boundaries(rows, distributions, question.at)
+    weights = row_weights(task.weights, distributions, silent, boundary)
+    return Heard(distributions, weights, boundary, legal)
