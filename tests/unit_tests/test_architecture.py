@@ -48,6 +48,10 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "requests": (*ENGINE, "building", "shares"),
     "scoring": (*ENGINE, "building"),
     "ensemble": (*ENGINE, "building", "turn", "unloaded", "requests", "scoring"),
+    "choose": (*ENGINE, "ensemble", "shares", "adapter", "llms", "chat_models", "evaluate"),
+    "evaluate": (*ENGINE, "ensemble", "shares", "adapter", "llms", "chat_models"),
+    "lm_eval": EVERYTHING,
+    "trace": ("errors", "decoding.records"),  # plain data
     "adapter": ADAPTER,
     "llms": (*ADAPTER, "chat_models"),  # as_chat()
     "chat_models": ADAPTER,
@@ -79,6 +83,10 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "requests": (),
     "scoring": (),
     "ensemble": ("torch",),
+    "choose": ("torch", "numpy", "matplotlib", "pydantic"),
+    "evaluate": ("pydantic", "langchain_core"),
+    "lm_eval": ("torch", "lm_eval"),
+    "trace": (),
     "adapter": ("langchain_core", "pydantic", "yaml", "huggingface_hub"),  # where its cache is
     "llms": ("langchain_core", "pydantic"),
     "chat_models": ("langchain_core", "pydantic"),
