@@ -180,12 +180,18 @@ class AverageFuser:
         self._fusion = fusion
         self._alignment = alignment
         self._retell = [_Retelling(alignment.main, other) for other in alignment.members[1:]]
+        self._equal = fusion.mean == "geometric" and all(retell.same for retell in self._retell)
 
     def __call__(
         self, distributions: Sequence[MemberDistribution | None], weights: Tensor
     ) -> FusedDistribution:
         """Fuse one row per position; see :class:`~langchain_ensemble.fusion.base.Fuser`."""
         run = dense(distributions, self._alignment)
+        if self._equal and all(one.abstain is None for one in run):
+            fused, end = geometric_mean(
+                [one.logprobs for one in run], [one.end for one in run], weights.float()
+            )
+            return FusedDistribution(self._alignment.space, fused, end)
         told, ends, _, silent = self._told(run)
         share = voices(run, weights, silent)
         columns = [torch.cat([t, e[:, None]], -1) for t, e in zip(told, ends, strict=True)]
@@ -251,3 +257,35 @@ class AverageFuser:
             part = column.nan_to_num(torch.nan, torch.inf, LOG_TINY)  # -inf alone is floored
             fused = fused + part * share[:, i, None]
         return fused.masked_fill(best == -torch.inf, -torch.inf)  # nobody can say it
+
+
+def geometric_mean(
+    logprobs: Sequence[Tensor], ends: Sequence[Tensor], weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted geometric mean of distributions over the same keys, in a third of the passes.
+
+    What :class:`AverageFuser` gives where all vocabularies are main's and nobody abstains.
+
+    Args:
+        logprobs: [N, V] of each member, main first.
+        ends: [N] log-probability of END of each.
+        weights: [N, M] float32, rows sum to 1.
+
+    Returns:
+        [N, V] and [N], normalised; what main masks, and what nobody with a weight can say, is -inf.
+    """
+    nowhere = logprobs[0] == -torch.inf  # [N, V]
+    nobody, silent = weights[:, :1] == 0, torch.ones_like(ends[0], dtype=torch.bool)
+    fused, end = torch.zeros_like(logprobs[0]), torch.zeros_like(ends[0])
+    for i, (one, own_end) in enumerate(zip(logprobs, ends, strict=True)):
+        share = weights[:, i, None]  # [N, 1]
+        fused.addcmul_(one.clamp_min(LOG_TINY), share)  # NaN stays NaN
+        end = end + own_end.clamp_min(LOG_TINY) * share[:, 0]
+        if i:
+            nobody = (one == -torch.inf).logical_or_(share == 0).logical_and_(nobody)
+        silent = silent & ((own_end == -torch.inf) | (share[:, 0] == 0))
+    fused.masked_fill_(nowhere.logical_or_(nobody), -torch.inf)
+    end = end.masked_fill(silent, -torch.inf)
+    total = torch.logaddexp(fused.logsumexp(-1), end)
+    total = total.masked_fill(total == -torch.inf, 0.0)
+    return fused - total[:, None], end - total

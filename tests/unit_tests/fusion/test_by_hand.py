@@ -218,3 +218,34 @@ def test_average_says_what_main_has_no_part_of(caplog: pytest.LogCaptureFixture)
     assert "2 of member" in caplog.text
     said = _say(alignment, [0.5, 0.5], [0.4, 0.5, 0.1], ends=[0.0, 0.0])
     assert fuser.dropped(said)[0].tolist() == pytest.approx([0.0, 0.6])
+
+
+@pytest.mark.parametrize("members", [2, 3])
+def test_average_of_equal_vocabularies_is_what_the_long_way_gives(members: int) -> None:
+    alignment = toy_alignment([[bytes([97 + i]) for i in range(24)] + [None]] * members)
+    fast, slow = (Average().prepare(_context(alignment)) for _ in range(2))
+    slow._equal = False
+    generator = torch.Generator().manual_seed(members)
+    rows = 40
+    masked = torch.rand(rows, 25, generator=generator) < 0.2
+    said = []
+    for place, keys in enumerate(alignment.members):
+        logits = 4 * torch.randn(rows, 25, generator=generator)
+        own = torch.rand(rows, 25, generator=generator) < 0.1  # what it cannot say by itself
+        logits = logits.masked_fill(masked | (own if place else masked), -torch.inf)
+        logits[:, 3] = 0.0  # something is left
+        logprobs = logits.log_softmax(-1)
+        end = logprobs[:, 24].clone()
+        logprobs[:, 24] = -torch.inf
+        said.append(MemberDistribution(keys.space, logprobs, end))
+    weights = torch.rand(rows, members, generator=generator)
+    weights[:10, 0] = 0.0
+    weights[10:20, 1] = 0.0
+    weights = weights / weights.sum(-1, keepdim=True)
+    assert fast._equal
+    got, expected = fast(said, weights), slow(said, weights)
+    told = torch.cat([got.logprobs, got.end[:, None]], -1)
+    long = torch.cat([expected.logprobs, expected.end[:, None]], -1)
+    assert torch.equal(told == -torch.inf, long == -torch.inf)
+    torch.testing.assert_close(told.exp(), long.exp(), atol=1e-6, rtol=1e-5)
+    assert torch.equal(told.argmax(-1), long.argmax(-1))
