@@ -1,0 +1,1 @@
+"""Which models belong together, how much each counts, whether it pays: measured on a dev set."""
