@@ -56,7 +56,7 @@ def _vectors(**named: Numbers | Flags) -> list[Floats]:
 def _checked(samples: int, level: float) -> None:
     if samples < 1 or not 0 < level < 1:
         raise ConfigError(
-            f"A bootstrap needs samples >= 1 and a level between 0 and 1, not {samples} and {level}."
+            f"A bootstrap needs samples >= 1 and a level in (0, 1), not {samples} and {level}."
         )
 
 
