@@ -196,6 +196,19 @@ class Asked:
             self.loop.collect()
 
 
+def test_who_asks_for_logprobs_gets_them_whoever_else_runs(folders: list[str]) -> None:
+    with Ensemble(EnsembleParams(members=folders, fusion="deepen")) as made:
+        asked = [
+            Asked(made, TEXTS[0], RequestParams(max_tokens=3)),
+            Asked(made, TEXTS[1], RequestParams(max_tokens=3, logprobs=True)),
+        ]
+        with torch.inference_mode():
+            chosen = choose_all([one.ask() for one in asked])
+        told = [picks[0].record.logprob for picks in chosen if picks[0].record is not None]
+        assert told[0] is None
+        assert told[1] is not None
+
+
 def test_one_transfer_for_all(owner: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
     request = RequestParams(max_tokens=30)
     asked = [Asked(owner, text, request) for text in TEXTS]
