@@ -1,0 +1,1 @@
+"""Accuracy on question sets: metrics, local jsonl tasks with the papers' prompts."""
