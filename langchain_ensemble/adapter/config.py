@@ -47,6 +47,12 @@ def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
     Args:
         path: Where to; an existing file is replaced.
         config: Name → JSON value.
+
+    Raises:
+        ConfigError: It cannot be written there.
     """
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    Path(path).expanduser().write_text(text, encoding="utf-8")
+    try:
+        Path(path).expanduser().write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write the configuration {str(path)!r}: {error}") from error

@@ -168,6 +168,11 @@ class EnsembleFields(DeclaredFields):
         names = self.params.names
         if member is not None and member not in names:
             raise ConfigError(unknown_name("member", member, names))
+        if member is not None and weights is not None:
+            raise ConfigError(
+                f"score got member={member!r} and weights={weights!r}; one member alone has no "
+                "weights, give one of them"
+            )
         chosen = self.weights if weights is None else weights
         resolve_weights(chosen, names)
         return chosen

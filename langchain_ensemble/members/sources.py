@@ -60,10 +60,15 @@ def locate(member: Member) -> Source:
         member: Settings of the member.
 
     Raises:
-        MemberError: Nothing there, no access, no network, no config.
+        MemberError: Nothing there, no access, no network, no config, a folder's revision.
     """
     folder = Path(member.model).expanduser()
     if folder.is_dir():
+        if member.revision is not None:
+            raise MemberError(
+                f"member {title(member)} has revision={member.revision!r}, but {member.model!r} is "
+                "a folder here, which has no revisions; leave it out, or give a Hub id"
+            )
         source = Source(folder.resolve(), None, _weights_in(folder))
     elif folder.is_absolute() or member.model.startswith((".", "~")) or folder.exists():
         raise MemberError(

@@ -38,6 +38,19 @@ class TestMembersThatCannotBeHad:
         with pytest.raises(MemberError, match=r"'bare'.*safetensors"):
             llm.invoke(PROMPT)
 
+    def test_a_revision_of_a_folder(self, shared: Path) -> None:
+        member = Member(folder(shared, "stories260K"), name="a", revision="v1")
+        with pytest.raises(MemberError, match="member 'a' has revision='v1'.*is a folder here"):
+            EnsembleLLM(members=[member]).load()
+
+    def test_a_configuration_that_cannot_be_written(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="cannot write the configuration"):
+            EnsembleLLM.demo().to_config(tmp_path / "nowhere" / "x.yaml")
+
+    def test_the_score_of_one_member_has_no_weights(self) -> None:
+        with pytest.raises(ConfigError, match="score got member='facts' and weights="):
+            EnsembleLLM.demo().score("a", member="facts", weights=(0.5, 0.5))
+
     def test_folder_that_is_not_there(self, tmp_path: Path) -> None:
         llm = EnsembleLLM(members={"gone": str(tmp_path / "nowhere")})
         with pytest.raises(MemberError, match="'gone'"):
