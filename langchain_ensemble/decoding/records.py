@@ -20,13 +20,13 @@ class TokenTrace:
         wishes: Each voice's own best keys, best first. By name.
         fused: The best of what was chosen from, best first.
         weights: Each voice's weight in this step. By name.
-        seconds: How long the step took, None: not known.
+        at: When it was chosen, in seconds of a clock of which only differences mean anything.
     """
 
     wishes: dict[str, tuple[Wish, ...]]
     fused: tuple[Wish, ...]
     weights: dict[str, float]
-    seconds: float | None = None
+    at: float
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class TokenRecord:
             ``"boundary"``); None: it did not, or not because of a gate.
         disagreement: How far apart the voices are, in [0, 1] (0: they agree); None: nobody asked,
             or there is one voice.
+        overruled: Whether main by itself would rather have said another key; None: nobody asked, or
+            there is one voice.
         drafted: Whether the key was drafted before it was chosen.
         trace: What was to choose from, where the request asks for it.
     """
@@ -57,6 +59,7 @@ class TokenRecord:
     fused: bool
     gate: str | None = None
     disagreement: float | None = None
+    overruled: bool | None = None
     drafted: bool = False
     trace: TokenTrace | None = None
 

@@ -23,17 +23,18 @@ ENGINE = (
 )
 ADAPTER = (
     *("adapter", "ensemble", "params", "shares", "errors", "_version", "decoding.records", "demo"),
-    *("chat.conversation", "constraints.grammar"),  # plain data
+    *("chat.conversation", "constraints.grammar", "confidence", "trace"),  # plain data
 )
 
 INSIDE: dict[str, tuple[str, ...] | None] = {
     "_version": (),
     "errors": (),
     "member": ("errors",),
-    "params": ("errors", "member"),
+    "params": ("errors", "member", "roles"),
+    "roles": ("errors",),
     "shares": ("errors",),
     "store": ("errors",),
-    "fusion": ("errors",),
+    "fusion": ("errors", "roles"),
     "vocab": ("errors", "store", "fusion.base"),
     "members": ("errors", "params", "store"),
     "constraints": ("errors",),
@@ -47,11 +48,15 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "unloaded": ENGINE,
     "requests": (*ENGINE, "building", "shares"),
     "scoring": (*ENGINE, "building"),
-    "ensemble": (*ENGINE, "building", "turn", "unloaded", "requests", "scoring"),
-    "choose": (*ENGINE, "ensemble", "shares", "adapter", "llms", "chat_models", "evaluate"),
-    "evaluate": (*ENGINE, "ensemble", "shares", "adapter", "llms", "chat_models"),
+    "ensemble": (*ENGINE, "building", "turn", "unloaded", "requests", "scoring", "confidence"),
+    "choose": (
+        *(*ENGINE, "ensemble", "shares", "adapter", "llms", "chat_models", "evaluate"),
+        "confidence",
+    ),
+    "evaluate": (*ENGINE, "ensemble", "shares", "adapter", "llms", "chat_models", "confidence"),
     "lm_eval": EVERYTHING,
-    "trace": ("errors", "decoding.records"),  # plain data
+    "confidence": ("errors", "decoding.records"),  # plain data
+    "trace": ("errors", "decoding.records", "confidence"),  # plain data
     "adapter": ADAPTER,
     "llms": (*ADAPTER, "chat_models"),  # as_chat()
     "chat_models": ADAPTER,
@@ -66,6 +71,7 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "errors": (),
     "member": ("pydantic",),
     "params": ("pydantic",),
+    "roles": (),
     "shares": (),
     "store": ("torch", "safetensors", "filelock", "platformdirs"),
     "fusion": ("torch",),
@@ -86,6 +92,7 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "choose": ("torch", "numpy", "matplotlib", "pydantic"),
     "evaluate": ("pydantic", "langchain_core"),
     "lm_eval": ("torch", "lm_eval"),
+    "confidence": (),
     "trace": (),
     "adapter": ("langchain_core", "pydantic", "yaml", "huggingface_hub"),  # where its cache is
     "llms": ("langchain_core", "pydantic"),
