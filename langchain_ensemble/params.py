@@ -13,6 +13,7 @@ from pydantic import field_validator, model_validator
 
 from langchain_ensemble.errors import ConfigError, unknown_name
 from langchain_ensemble.member import Member, Settings, derive_name, name_members, read_member
+from langchain_ensemble.roles import check_roles
 
 __all__ = [
     "DEFAULT_MAX_CONCURRENT",
@@ -29,7 +30,7 @@ __all__ = [
     "name_members",
 ]
 
-FUSIONS = ("average", "deepen", "gac", "unite")
+FUSIONS = ("average", "context_aware", "contrastive", "deepen", "gac", "proxy", "unite")
 """Names of the fusions that the package ships (``fusion.FUSIONS`` holds the classes)."""
 
 GATES = {"always": (), "threshold": ("below",), "safe": ("consensus", "sharpen")}
@@ -89,6 +90,7 @@ class EnsembleParams(Settings):
         if self.main is not None and self.main not in names:
             raise ValueError(unknown_name("main member", self.main, names))
         check_fusion_name(self.fusion)
+        check_roles(self.fusion, [m.name or "" for m in self.ordered])
         rules: tuple[tuple[str, bool, str], ...] = (
             ("max_concurrent", self.max_concurrent >= 1, "at least 1"),
             ("max_queue", self.max_queue is None or self.max_queue >= 0, "at least 0, or None"),

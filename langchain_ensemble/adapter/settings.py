@@ -44,11 +44,14 @@ CONFIG_FIELDS = (*(name for name in FIXED if name not in ("members", "hf_token")
 
 FUSION_SETTINGS = {
     "average": ("mean",),
+    "context_aware": ("with_context", "without", "strength"),
+    "contrastive": ("expert", "amateur", "alpha", "beta"),
     "deepen": (
         *("search_steps", "search_lr", "anchors"),
         *("support_mass", "support_cap", "dense", "precision"),
     ),
     "gac": ("threshold",),
+    "proxy": ("base", "tuned", "untuned", "scale"),
     "unite": ("union_k",),
 }
 """Names of each fusion's settings; what they may be is checked by the fusion, with torch."""

@@ -90,6 +90,20 @@ def row_weights(
     return effective_weights(weights, abstain, ends)
 
 
+def all_or_main(weights: Tensor) -> Tensor:
+    """Leave main alone in rows in which not every voice is heard, for fusions that need them all.
+
+    Args:
+        weights: [N, voices], rows sum to 1.
+
+    Returns:
+        [N, voices].
+    """
+    alone = torch.zeros_like(weights)
+    alone[:, 0] = 1.0
+    return torch.where((weights > 0).all(-1, keepdim=True), weights, alone)
+
+
 @lru_cache(maxsize=64)
 def _one_row(weights: tuple[float, ...], device: torch.device) -> Tensor:
     """[1, voices] float32; not to be written to."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import START
-from langchain_ensemble.decoding.fusing import row_weights, voice_distribution
+from langchain_ensemble.decoding.fusing import all_or_main, row_weights, voice_distribution
 from langchain_ensemble.decoding.masks import Legal, legal_ids
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.fusion.base import MemberDistribution
@@ -58,4 +58,6 @@ def hear(question: Question) -> Heard:
     ]
     boundary = question.caches.boundaries(rows, distributions, question.at)
     weights = row_weights(task.weights, distributions, silent, boundary)
+    if getattr(task.fuser, "together", False):
+        weights = all_or_main(weights)
     return Heard(distributions, weights, boundary, legal)

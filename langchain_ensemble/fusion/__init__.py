@@ -9,14 +9,30 @@ from typing import Any
 from langchain_ensemble.errors import ConfigError, unknown_name
 from langchain_ensemble.fusion.average import Average
 from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext
+from langchain_ensemble.fusion.context_aware import ContextAware
+from langchain_ensemble.fusion.contrastive import Contrastive
 from langchain_ensemble.fusion.deepen import Deepen
 from langchain_ensemble.fusion.gac import Gac
+from langchain_ensemble.fusion.proxy import Proxy
 from langchain_ensemble.fusion.unite import Unite
 
-FUSIONS: dict[str, type[Average] | type[Deepen] | type[Gac] | type[Unite]] = {
+Kind = (
+    type[Average]
+    | type[ContextAware]
+    | type[Contrastive]
+    | type[Deepen]
+    | type[Gac]
+    | type[Proxy]
+    | type[Unite]
+)
+
+FUSIONS: dict[str, Kind] = {
     "average": Average,
+    "context_aware": ContextAware,
+    "contrastive": Contrastive,
     "deepen": Deepen,
     "gac": Gac,
+    "proxy": Proxy,
     "unite": Unite,
 }
 """The fusions that the package ships, by name."""
@@ -68,4 +84,16 @@ def prepare(fusion: Fusion, context: FusionContext) -> Fuser:
     return fuser
 
 
-__all__ = ["FUSIONS", "Average", "Deepen", "Fusion", "Gac", "Unite", "get_fusion", "prepare"]
+__all__ = [
+    "FUSIONS",
+    "Average",
+    "ContextAware",
+    "Contrastive",
+    "Deepen",
+    "Fusion",
+    "Gac",
+    "Proxy",
+    "Unite",
+    "get_fusion",
+    "prepare",
+]
