@@ -16,6 +16,7 @@ from typing import Any, Self
 from langchain_ensemble.building import Built, Progress, build, small_model, view_of
 from langchain_ensemble.chat.conversation import ChatRequest, Conversation
 from langchain_ensemble.chat.view import ChatView
+from langchain_ensemble.contexts import Contexts, check_contexts, context_of, read_after
 from langchain_ensemble.decoding.admission import kv_bytes
 from langchain_ensemble.decoding.engine import Decoding, Engine
 from langchain_ensemble.decoding.prefixes import PrefixCache
@@ -34,6 +35,7 @@ from langchain_ensemble.requests import (
     voices_with_weight,
     warn,
 )
+from langchain_ensemble.roles import refuse_weights
 from langchain_ensemble.scoring import Scores
 from langchain_ensemble.store import Store
 from langchain_ensemble.turn.tasks import TurnTasks
@@ -147,11 +149,11 @@ class Ensemble:
         Raises:
             ConfigError: Wrong weights, or a prompt that does not fit a member.
         """
-        task = self._task(self._ready(), request)
-        read = [[v.member.prompt(text) for v in task.voices] for text in prompts]
+        task, own = self._task(self._ready(), request), request.contexts
+        read = [[_prompt(v.member, text, own) for v in task.voices] for text in prompts]
         if task.draft is not None:
-            small = task.draft.member
-            task = task.drafted(lambda: [small.prompt(text) for text in prompts])
+            small, mains = task.draft.member, context_of(own, self.main_name)
+            task = task.drafted(lambda: [read_after(mains, t, small.prompt) for t in prompts])
         return self._engine.admit(replace(task, prompts=read))
 
     def open_chat(
@@ -172,13 +174,15 @@ class Ensemble:
         """
         built = self._ready()
         task = self._task(built, request)
-        views = [self._view(built, place) for place in task.places]
+        views = [self._view(built, place, request.contexts) for place in task.places]
         vocabularies = [built.vocabularies[place] for place in task.places]
-        small = None if task.draft is None else self._view(built, DRAFT)
+        small = None if task.draft is None else self._view(built, DRAFT, request.contexts)
         tasks = TurnTasks(task, views, vocabularies, conversation, chat, small)
         return Turn(tasks, self._engine.visit(lambda: kv_bytes(tasks.whole())))
 
     def _task(self, built: Built, request: RequestParams) -> Task:
+        refuse_weights(self.fusion, request.weights)
+        check_contexts(request.contexts, self.names)
         return replace(plain_task(built, self.params, request), prefixes=self._prefixes)
 
     def _no_prefixes(self) -> PrefixCache:
@@ -186,14 +190,15 @@ class Ensemble:
         self._engine.keep(made)
         return made
 
-    def _view(self, built: Built, place: int) -> ChatView:
-        """How a member reads conversations, made at first use."""
+    def _view(self, built: Built, place: int, contexts: Contexts) -> ChatView:
+        """How a member reads conversations, made at first use; the draft reads what main does."""
         with self._lock:
             if place not in self._views:
                 pairs = [*zip(built.members, built.vocabularies, strict=True)]
                 pairs += [built.draft] if built.draft else []
                 self._views[place] = view_of(*pairs[place], warn)
-            return self._views[place]
+            view = self._views[place]
+        return view.reading(context_of(contexts, built.names[max(place, 0)]))
 
     def generate(self, prompts: Sequence[str], request: RequestParams) -> list[list[Answer]]:
         """Decode some prompts to the end.
@@ -215,6 +220,7 @@ class Ensemble:
         *,
         weights: Any = "uniform",
         member: str | None = None,
+        contexts: Contexts = None,
     ) -> Score:
         """Fused log-likelihood of a text after a prompt, teacher-forced along main's ids.
 
@@ -223,6 +229,7 @@ class Ensemble:
             prompt: Raw text before it.
             weights: As in a request.
             member: Score one member alone, by its own ids.
+            contexts: As in a request.
 
         Returns:
             The score.
@@ -231,9 +238,10 @@ class Ensemble:
             ConfigError: Unknown member, wrong weights, or a text that main cannot spell.
         """
         check_text(text)
+        check_contexts(contexts, self.names)
         built = self._ready()
         places, shares = self._scored_places(built, weights, member)
-        prompts = [built.members[p].prompt(prompt) for p in places]
+        prompts = [_prompt(built.members[p], prompt, contexts) for p in places]
         return self._score(built, text, prompts, (places, shares))
 
     def score_chat(
@@ -243,6 +251,7 @@ class Ensemble:
         *,
         weights: Any = "uniform",
         member: str | None = None,
+        contexts: Contexts = None,
     ) -> Score:
         """Fused log-likelihood of an answer to a conversation, teacher-forced along main's ids.
 
@@ -251,6 +260,7 @@ class Ensemble:
             answer: What is scored.
             weights: As in a request.
             member: Score one member alone, by its own ids.
+            contexts: As in a request.
 
         Returns:
             The score.
@@ -259,13 +269,16 @@ class Ensemble:
             ConfigError: As :meth:`score`.
         """
         check_text(answer)
+        check_contexts(contexts, self.names)
         built = self._ready()
         places, shares = self._scored_places(built, weights, member)
-        prompts = [self._view(built, p).prompt(conversation, ChatRequest()) for p in places]
+        views = [self._view(built, place, contexts) for place in places]
+        prompts = [view.prompt(conversation, ChatRequest()) for view in views]
         return self._score(built, answer, prompts, (places, shares))
 
     def _scored_places(self, built: Built, weights: Any, member: str | None) -> Shares:
         if member is None:
+            refuse_weights(self.fusion, weights)
             return voices_with_weight(self.params, weights)
         if member not in built.names:
             raise ConfigError(unknown_name("member", member, built.names))
@@ -324,3 +337,7 @@ class Ensemble:
             "fusion": {"name": self.fusion.name, **self.fusion.settings()},
             "open_boundaries": self.params.open_boundaries,
         }
+
+
+def _prompt(member: LoadedMember, text: str, contexts: Contexts) -> MemberPrompt:
+    return read_after(context_of(contexts, member.name), text, member.prompt)

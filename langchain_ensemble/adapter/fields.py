@@ -26,9 +26,11 @@ from langchain_ensemble.adapter.settings import (
     read_overrides,
     read_settings,
 )
+from langchain_ensemble.contexts import check_contexts
 from langchain_ensemble.demo import members as demo_members
 from langchain_ensemble.errors import ConfigError, one_line, unknown_name
 from langchain_ensemble.params import EnsembleParams, RequestParams, name_members
+from langchain_ensemble.roles import refuse_weights
 from langchain_ensemble.shares import resolve_weights
 
 if TYPE_CHECKING:
@@ -101,6 +103,8 @@ class EnsembleFields(DeclaredFields):
         values["stop"] = joined_stop(self.stop, stop)
         request = RequestParams(**values)
         resolve_weights(request.weights, self.params.names)
+        refuse_weights(self.fusion, request.weights)
+        check_contexts(request.contexts, self.params.names)
         return request
 
     @property
@@ -200,7 +204,8 @@ class EnsembleFields(DeclaredFields):
             raise ConfigError(unknown_name("member", name, names))
         alone = tuple(m for m in self.params.members if m.name == name)
         update = {"members": alone, "fusion": "average", "main": name, "weights": "uniform"}
-        return self.model_copy(update=update)
+        own = {k: text for k, text in (self.contexts or {}).items() if k == name}
+        return self.model_copy(update={**update, "contexts": own or None})
 
     # --- copies and files ---------------------------------------------------------------------
 

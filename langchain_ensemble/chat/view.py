@@ -7,6 +7,7 @@ template can show it, rendered, and tokenised once. It keeps nothing of any conv
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,7 @@ from langchain_ensemble.chat.recognise import shows_tools, tool_format
 from langchain_ensemble.chat.template import PLAIN_STOP, Refused, Template
 from langchain_ensemble.chat.thinking import NO_THINKING, ThinkingFormat, thinking_format
 from langchain_ensemble.chat.tool_formats import CANONICAL, ToolFormat
+from langchain_ensemble.contexts import counted
 from langchain_ensemble.errors import ConfigError, ContextError
 from langchain_ensemble.members.base import MemberPrompt
 from langchain_ensemble.vocab.vocabulary import Vocabulary, check_text
@@ -88,6 +90,7 @@ class ChatView:
         """
         self.name = name
         self._system, self._context, self._vocabulary = system, context, vocabulary
+        self._document = ""
         self._template = Template(name, tokenizer, chat_template)
         self._disarmer = Disarmer(tokenizer, vocabulary, self._template.markers)
         self._fitter = Fitter(name, self._template)
@@ -103,6 +106,21 @@ class ChatView:
                 f"member {name!r} has no chat template; it reads conversations as a plain dialogue "
                 "('User:', 'Assistant:'). Use an instruct model, or give Member(chat_template=...)"
             )
+
+    def reading(self, document: str) -> ChatView:
+        """The same view with a text of its own, at the end of what its system turn says.
+
+        Args:
+            document: The text, content as any; empty: none.
+
+        Returns:
+            A view; this one where there is nothing to read.
+        """
+        if not document:
+            return self
+        told = copy(self)
+        told._document = document
+        return told
 
     def prompt(self, conversation: Conversation, request: ChatRequest) -> MemberPrompt:
         """What the member reads before it answers, or before it thinks.
@@ -172,7 +190,7 @@ class ChatView:
     ) -> MemberPrompt:
         ids = self._ids(conversation, request, think, thought)
         if self._context is not None and len(ids) > self._context:
-            raise ContextError(
+            error = ContextError(
                 f"the conversation has {len(ids)} tokens for member {self.name!r}, whose context "
                 f"is {self._context} positions; shorten it by {len(ids) - self._context} tokens "
                 "and what the answer needs",
@@ -180,6 +198,7 @@ class ChatView:
                 length=len(ids),
                 limit=self._context,
             )
+            raise counted(error, self._document) if self._document else error
         plain = not think or (self.thinking is None and thought is None)
         return MemberPrompt(tuple(ids), text_start=plain and self._answer_start.space)
 
@@ -191,7 +210,7 @@ class ChatView:
         given = list(conversation.messages)
         if self._system:
             given = [Message("system", self._system), *given]
-        messages = with_ids(given)
+        messages = with_ids(with_system(given, self._document))
         marks = self._marks(messages, offered, thought or "")
         messages = [self._broken(m, marks) for m in messages]
         if not think and self.thinking is not None and self.thinking.how == "word":

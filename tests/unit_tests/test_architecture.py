@@ -19,10 +19,11 @@ MAX_FUNCTION = 60  # lines without the docstring
 EVERYTHING = None
 ENGINE = (
     *("errors", "params", "store", "fusion", "vocab", "members", "constraints", "decoding"),
-    "chat",
+    *("chat", "contexts", "roles"),
 )
 ADAPTER = (
     *("adapter", "ensemble", "params", "shares", "errors", "_version", "decoding.records", "demo"),
+    *("contexts", "roles"),
     *("chat.conversation", "constraints.grammar", "confidence", "trace"),  # plain data
 )
 
@@ -32,6 +33,7 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "member": ("errors",),
     "params": ("errors", "member", "roles"),
     "roles": ("errors",),
+    "contexts": ("errors",),
     "shares": ("errors",),
     "store": ("errors",),
     "fusion": ("errors", "roles"),
@@ -40,7 +42,7 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "constraints": ("errors",),
     "decoding": ("errors", "params", "constraints", "fusion.base", "members.base"),
     "chat": (
-        *("errors", "params", "constraints.grammar", "vocab", "members.base"),
+        *("errors", "params", "contexts", "constraints.grammar", "vocab", "members.base"),
         "decoding.records",  # plain data
     ),
     "building": ENGINE,
@@ -72,6 +74,7 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "member": ("pydantic",),
     "params": ("pydantic",),
     "roles": (),
+    "contexts": (),
     "shares": (),
     "store": ("torch", "safetensors", "filelock", "platformdirs"),
     "fusion": ("torch",),
