@@ -16,6 +16,7 @@ from typing import Any, Self
 from langchain_ensemble.building import Built, Progress, build, small_model, view_of
 from langchain_ensemble.chat.conversation import ChatRequest, Conversation
 from langchain_ensemble.chat.view import ChatView
+from langchain_ensemble.choose.belonging import Calibrated, Reads
 from langchain_ensemble.contexts import Contexts, check_contexts, context_of, read_after
 from langchain_ensemble.decoding.admission import kv_bytes
 from langchain_ensemble.decoding.engine import Decoding, Engine
@@ -73,6 +74,7 @@ class Ensemble:
         self._scores = Scores()
         self._prefixes = self._no_prefixes()
         self._views: dict[int, ChatView] = {}
+        self._calibrated = Calibrated(params, self.fusion)
 
     @property
     def loaded(self) -> bool:
@@ -104,6 +106,7 @@ class Ensemble:
                     if self.params.draft is not None:
                         members.append(load_member(self.params.draft))
                         built = replace(built, draft=small_model(members[-1]))
+                    self._calibrated.of(built)  # is it these members'?
                     self._built = built
                 except BaseException:
                     for member in members:
@@ -149,7 +152,7 @@ class Ensemble:
         Raises:
             ConfigError: Wrong weights, or a prompt that does not fit a member.
         """
-        task, own = self._task(self._ready(), request), request.contexts
+        task, own = self._task(self._ready(), request, "texts"), request.contexts
         read = [[_prompt(v.member, text, own) for v in task.voices] for text in prompts]
         if task.draft is not None:
             small, mains = task.draft.member, context_of(own, self.main_name)
@@ -173,17 +176,18 @@ class Ensemble:
             ConfigError: Wrong weights, or thinking that a member cannot do.
         """
         built = self._ready()
-        task = self._task(built, request)
+        task = self._task(built, request, "conversations")
         views = [self._view(built, place, request.contexts) for place in task.places]
         vocabularies = [built.vocabularies[place] for place in task.places]
         small = None if task.draft is None else self._view(built, DRAFT, request.contexts)
         tasks = TurnTasks(task, views, vocabularies, conversation, chat, small)
         return Turn(tasks, self._engine.visit(lambda: kv_bytes(tasks.whole())))
 
-    def _task(self, built: Built, request: RequestParams) -> Task:
+    def _task(self, built: Built, request: RequestParams, reads: Reads) -> Task:
         refuse_weights(self.fusion, request.weights)
         check_contexts(request.contexts, self.names)
-        return replace(plain_task(built, self.params, request), prefixes=self._prefixes)
+        learned = self._calibrated.weights(built, request.weights, reads)
+        return replace(plain_task(built, self.params, request, learned), prefixes=self._prefixes)
 
     def _no_prefixes(self) -> PrefixCache:
         made = PrefixCache(int(self.params.prefix_cache_gb * 1e9))
@@ -218,7 +222,7 @@ class Ensemble:
         text: str,
         prompt: str = "",
         *,
-        weights: Any = "uniform",
+        weights: Any = None,
         member: str | None = None,
         contexts: Contexts = None,
     ) -> Score:
@@ -240,7 +244,7 @@ class Ensemble:
         check_text(text)
         check_contexts(contexts, self.names)
         built = self._ready()
-        places, shares = self._scored_places(built, weights, member)
+        places, shares = self._scored_places(built, weights, member, "texts")
         prompts = [_prompt(built.members[p], prompt, contexts) for p in places]
         return self._score(built, text, prompts, (places, shares))
 
@@ -249,7 +253,7 @@ class Ensemble:
         conversation: Conversation,
         answer: str,
         *,
-        weights: Any = "uniform",
+        weights: Any = None,
         member: str | None = None,
         contexts: Contexts = None,
     ) -> Score:
@@ -271,15 +275,18 @@ class Ensemble:
         check_text(answer)
         check_contexts(contexts, self.names)
         built = self._ready()
-        places, shares = self._scored_places(built, weights, member)
+        places, shares = self._scored_places(built, weights, member, "conversations")
         views = [self._view(built, place, contexts) for place in places]
         prompts = [view.prompt(conversation, ChatRequest()) for view in views]
         return self._score(built, answer, prompts, (places, shares))
 
-    def _scored_places(self, built: Built, weights: Any, member: str | None) -> Shares:
+    def _scored_places(
+        self, built: Built, weights: Any, member: str | None, reads: Reads
+    ) -> Shares:
         if member is None:
             refuse_weights(self.fusion, weights)
-            return voices_with_weight(self.params, weights)
+            learned = self._calibrated.weights(built, weights, reads)
+            return voices_with_weight(self.params, weights, learned)
         if member not in built.names:
             raise ConfigError(unknown_name("member", member, built.names))
         return (built.names.index(member),), (1.0,)
@@ -303,17 +310,24 @@ class Ensemble:
         """
         return self._unloaded.token_ids(text)
 
-    def count_chat(self, conversation: Conversation, chat: ChatRequest | None = None) -> int:
+    def count_chat(
+        self,
+        conversation: Conversation,
+        chat: ChatRequest | None = None,
+        contexts: Contexts = None,
+    ) -> int:
         """Main's ids of a conversation in its template; needs the tokenizer only.
 
         Args:
             conversation: The turns and the tools on offer.
             chat: How the turn would be answered.
+            contexts: As in a request.
 
         Returns:
             How many ids main would read before its answer.
         """
-        return self._unloaded.count_chat(conversation, chat or ChatRequest())
+        own = context_of(contexts, self.main_name)
+        return self._unloaded.count_chat(conversation, chat or ChatRequest(), own)
 
     def chat_limits(self) -> dict[str, int | None]:
         """Positions of each member, by name, from its config; no weights are read."""

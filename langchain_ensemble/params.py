@@ -141,7 +141,7 @@ class RequestParams(Settings):
         stop: Texts before which the answer ends.
         timeout: Seconds until :class:`~langchain_ensemble.errors.DeadlineError`.
         weights: A rule of :data:`WEIGHT_RULES`, name → weight, or one weight a member in order;
-            sum 1.
+            sum 1. None: those of the calibration where there is one, else uniform.
         logprobs: Whether per-token logprobs are returned.
         speculation: ``"auto"`` lets members draft for each other where it pays; ``"off"`` runs
             every member for every token; ``"on"`` drafts whether it pays or not. The answer is
@@ -164,7 +164,7 @@ class RequestParams(Settings):
     n: int = 1
     stop: tuple[str, ...] = ()
     timeout: float | None = None
-    weights: str | dict[str, float] | tuple[float, ...] = "uniform"
+    weights: str | dict[str, float] | tuple[float, ...] | None = None
     logprobs: bool = False
     speculation: Literal["auto", "off", "on"] = "auto"
     cache_salt: str | None = None

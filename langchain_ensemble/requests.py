@@ -6,6 +6,7 @@ Main is first everywhere below this file.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from langchain_ensemble.building import Built
@@ -36,13 +37,19 @@ def limits_of(params: EnsembleParams) -> Limits:
     )
 
 
-def plain_task(built: Built, params: EnsembleParams, request: RequestParams) -> Task:
+def plain_task(
+    built: Built,
+    params: EnsembleParams,
+    request: RequestParams,
+    calibrated: Mapping[str, float] | None = None,
+) -> Task:
     """A request's task, without prompts.
 
     Args:
         built: What is loaded.
         params: What is fixed.
         request: What the request asks for.
+        calibrated: The weights of the calibration, if the request means them.
 
     Returns:
         The task.
@@ -50,7 +57,7 @@ def plain_task(built: Built, params: EnsembleParams, request: RequestParams) -> 
     Raises:
         ConfigError: Wrong weights.
     """
-    places, weights = voices_with_weight(params, request.weights)
+    places, weights = voices_with_weight(params, request.weights, calibrated)
     alone = len(places) == 1
     return Task(
         voices=tuple(built.voices[p] for p in places),
@@ -68,12 +75,15 @@ def plain_task(built: Built, params: EnsembleParams, request: RequestParams) -> 
     )
 
 
-def voices_with_weight(params: EnsembleParams, weights: Any) -> Shares:
+def voices_with_weight(
+    params: EnsembleParams, weights: Any, calibrated: Mapping[str, float] | None = None
+) -> Shares:
     """Members that have a voice; main always has one.
 
     Args:
         params: What is fixed.
         weights: As in a request.
+        calibrated: The weights of the calibration, if there is one.
 
     Returns:
         Places and weights, main first.
@@ -81,7 +91,8 @@ def voices_with_weight(params: EnsembleParams, weights: Any) -> Shares:
     Raises:
         ConfigError: Wrong weights.
     """
-    by_name = dict(zip(params.names, resolve_weights(weights, params.names), strict=True))
+    resolved = resolve_weights(weights, params.names, calibrated)
+    by_name = dict(zip(params.names, resolved, strict=True))
     shares = [by_name[m.name or ""] for m in params.ordered]
     places = tuple(p for p, share in enumerate(shares) if share > 0 or p == 0)
     return places, tuple(shares[p] for p in places)

@@ -93,7 +93,7 @@ def refuse_weights(fusion: Any, weights: Any) -> None:
     """
     if not isinstance(fusion, str):
         fusion = fusion["name"] if isinstance(fusion, Mapping) else fusion.name
-    if fusion in ROLES and weights != "uniform":
+    if fusion in ROLES and weights not in (None, "uniform"):
         roles = ", ".join(map(repr, ROLES[fusion]))
         raise ConfigError(
             f"weights={weights!r} beside fusion={fusion!r}: its members have roles ({roles}), and "

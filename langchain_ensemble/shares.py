@@ -11,24 +11,42 @@ from typing import Any
 
 from langchain_ensemble.errors import ConfigError, unknown_name
 
+RULES = ("uniform", "calibrated", "prompt")
+"""Weights that are not numbers."""
 
-def resolve_weights(weights: Any, names: Sequence[str]) -> tuple[float, ...]:
+
+def resolve_weights(
+    weights: Any, names: Sequence[str], calibrated: Mapping[str, float] | None = None
+) -> tuple[float, ...]:
     """Bring weights into member order and check them.
 
     Args:
-        weights: ``"uniform"``, name → weight, or a sequence in the order of ``names``.
+        weights: A rule, name → weight, or a sequence in the order of ``names``. None: those of the
+            calibration where there is one, else uniform. ``"prompt"``: each prompt decides; what
+            is given here is uniform, everybody has a voice.
         names: The members' names.
+        calibrated: The weights of the calibration, if there is one.
 
     Returns:
         One weight a member, non-negative, sum 1 within 1e-6 (then normalised exactly).
 
     Raises:
-        ConfigError: Wrong names or count, negative, not finite, or a sum that is not 1.
+        ConfigError: Wrong names or count, negative, not finite, a sum that is not 1, or calibrated
+            weights where there is no calibration.
     """
+    if weights is None:
+        weights = "uniform" if calibrated is None else "calibrated"
     if isinstance(weights, str):
-        if weights != "uniform":
-            raise ConfigError(unknown_name("weights", weights, ["uniform"]))
-        return (1.0 / len(names),) * len(names)
+        if weights not in RULES:
+            raise ConfigError(unknown_name("weights", weights, RULES))
+        if weights != "calibrated":
+            return (1.0 / len(names),) * len(names)
+        if calibrated is None:
+            raise ConfigError(
+                "weights='calibrated' without a calibration; give calibration=, the file that "
+                "calibrate(dev_set, file=...) wrote"
+            )
+        weights = calibrated
     values = _weights_by_name(weights, names) if isinstance(weights, Mapping) else list(weights)
     if len(values) != len(names):
         raise ConfigError(

@@ -70,10 +70,10 @@ class DeclaredFields(Serializable):
     """Texts before which an answer ends; those of a call come on top."""
     timeout: float | None = None
     """Seconds until ``DeadlineError``, which carries the partial text."""
-    weights: Literal["uniform", "calibrated", "prompt"] | dict[str, float] | tuple[float, ...] = (
-        "uniform"
-    )
-    """Name → weight, or one a member in order; they sum to 1. Or a rule."""
+    weights: (
+        Literal["uniform", "calibrated", "prompt"] | dict[str, float] | tuple[float, ...] | None
+    ) = None
+    """Name → weight, or one a member in order, sum 1; or a rule. None: calibrated, else uniform."""
     logprobs: bool = False
     """Whether ``generation_info`` carries each token's logprobs, fused and by member."""
     speculation: Literal["auto", "off", "on"] = "auto"

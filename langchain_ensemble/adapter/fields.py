@@ -26,6 +26,11 @@ from langchain_ensemble.adapter.settings import (
     read_overrides,
     read_settings,
 )
+from langchain_ensemble.choose.calibration_file import (
+    Calibration,
+    early_facts,
+    read_calibration,
+)
 from langchain_ensemble.contexts import check_contexts
 from langchain_ensemble.demo import members as demo_members
 from langchain_ensemble.errors import ConfigError, one_line, unknown_name
@@ -102,10 +107,25 @@ class EnsembleFields(DeclaredFields):
         values |= read_overrides(type(self).__name__, overrides)
         values["stop"] = joined_stop(self.stop, stop)
         request = RequestParams(**values)
-        resolve_weights(request.weights, self.params.names)
-        refuse_weights(self.fusion, request.weights)
+        self._check_weights(request.weights)
         check_contexts(request.contexts, self.params.names)
         return request
+
+    def _check_weights(self, weights: Any) -> None:
+        """Refuse weights, or a calibration, that are not for these members."""
+        params = self.params
+        refuse_weights(self.fusion, weights)
+        found = self._calibration(params)
+        resolve_weights(weights, params.names, None if found is None else found.weights)
+
+    def _calibration(self, params: EnsembleParams) -> Calibration | None:
+        """The calibration, checked as far as nothing is loaded for it."""
+        if self.calibration is None:
+            return None
+        found = read_calibration(self.calibration)
+        fusion = fusion_name(self.fusion)
+        found.check(early_facts(params.names, params.main_name, fusion, params.open_boundaries))
+        return found
 
     @property
     def engine(self) -> Ensemble:
@@ -125,12 +145,15 @@ class EnsembleFields(DeclaredFields):
         request["stop_strings"] = request.pop("stop")  # LangChain writes the call's into "stop"
         del request["speculation"], request["cache_salt"]  # they decide nothing of what is said
         handle = self._lease.attach(params, self._fusion_object)
+        found = self._calibration(params)
+        learned = {} if found is None else {"calibration": found.digest}
         return {
             "model_name": self.model_name,
             "members": {m.name: member_config(m) for m in params.members},
             "fusion": fusion_identity(self.fusion, handle.token),
             "main": params.main_name,
             "open_boundaries": params.open_boundaries,
+            **learned,
             **request,
         }
 
@@ -167,8 +190,10 @@ class EnsembleFields(DeclaredFields):
     ) -> None:
         self.unload()
 
-    def _scored_with(self, member: str | None, weights: Any) -> Any:
-        """Check what ``score`` was asked for, and give the weights it means."""
+    def _scored_with(
+        self, member: str | None, weights: Any, contexts: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        """Check what ``score`` was asked for, and give what it means."""
         names = self.params.names
         if member is not None and member not in names:
             raise ConfigError(unknown_name("member", member, names))
@@ -178,8 +203,10 @@ class EnsembleFields(DeclaredFields):
                 "weights, give one of them"
             )
         chosen = self.weights if weights is None else weights
-        resolve_weights(chosen, names)
-        return chosen
+        self._check_weights(chosen)
+        own = self.contexts if contexts is None else contexts
+        check_contexts(own, names)
+        return {"weights": chosen, "member": member, "contexts": own}
 
     @classmethod
     def demo(cls, **settings: Any) -> Self:
@@ -205,7 +232,7 @@ class EnsembleFields(DeclaredFields):
         alone = tuple(m for m in self.params.members if m.name == name)
         update = {"members": alone, "fusion": "average", "main": name, "weights": "uniform"}
         own = {k: text for k, text in (self.contexts or {}).items() if k == name}
-        return self.model_copy(update={**update, "contexts": own or None})
+        return self.model_copy(update={**update, "calibration": None, "contexts": own or None})
 
     # --- copies and files ---------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ ADAPTER = (
     *("adapter", "ensemble", "params", "shares", "errors", "_version", "decoding.records", "demo"),
     *("contexts", "roles"),
     *("chat.conversation", "constraints.grammar", "confidence", "trace"),  # plain data
+    *("choose.calibration_file", "choose.calibrate"),  # the second at first use
 )
 
 INSIDE: dict[str, tuple[str, ...] | None] = {
@@ -50,10 +51,13 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "unloaded": ENGINE,
     "requests": (*ENGINE, "building", "shares"),
     "scoring": (*ENGINE, "building"),
-    "ensemble": (*ENGINE, "building", "turn", "unloaded", "requests", "scoring", "confidence"),
+    "ensemble": (
+        *(*ENGINE, "building", "turn", "unloaded", "requests", "scoring", "confidence"),
+        "choose.belonging",
+    ),
     "choose": (
         *(*ENGINE, "ensemble", "shares", "adapter", "llms", "chat_models", "evaluate"),
-        "confidence",
+        *("confidence", "building", "scoring"),
     ),
     "evaluate": (*ENGINE, "ensemble", "shares", "adapter", "llms", "chat_models", "confidence"),
     "lm_eval": EVERYTHING,
