@@ -1,7 +1,7 @@
 """Pure means of log-distributions over one common space: bytes, keys or a vocabulary's columns.
 
 Members come first, the space last; what lies between are rows: ``logps`` is [M, ..., S],
-``weights`` is [..., M]. A member of weight 0 has no say whatever it holds. Rows of the result sum to
+``weights`` is [..., M]. A member of weight 0 has no say whatever it holds. Rows of a result sum to
 one.
 """
 
