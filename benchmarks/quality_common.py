@@ -1,4 +1,4 @@
-"""What the parts of ``quality.py`` share: texts, result files that can be gone on with, intervals."""
+"""What the parts of ``quality.py`` share: texts, result files, intervals."""
 
 from __future__ import annotations
 

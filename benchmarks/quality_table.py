@@ -1,0 +1,239 @@
+"""Write ``benchmarks/quality.md`` from the result files: ``python benchmarks/quality_table.py``.
+
+No model is loaded; every interval is counted from the kept per-piece and per-item figures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from quality_answers import confidence_section, specialists_section
+from quality_common import RESULTS, said, saving
+
+from langchain_ensemble.choose.stats import Interval
+
+PAGE = Path(__file__).parent / "quality.md"
+RECIPE = Path(__file__).parent / "quality_recipe.md"
+BARS = (  # members, fusion, weights, percent
+    (("stories260K", "babyllama-361"), "bytes", "uniform", 3.0),
+    (("stories260K", "bitllama-1M"), "average geometric", "uniform", 1.0),
+    (("stories260K", "bitllama-1M"), "average geometric", "learned", 1.0),
+)
+Rows = list[dict[str, Any]]
+
+INTRODUCTION = """
+Made by `python benchmarks/quality.py`; every figure comes from a file in `results/`. Gains are
+percent of bits, or percentage points of accuracy, with a paired 95 % bootstrap interval in
+brackets; **bold** where it excludes zero. Rows where the ensemble loses are kept.
+"""
+HOW = """
+`score` of {pieces} pieces ({size} bytes) of at most 230 bytes, shorter than the smallest context,
+of held-out TinyStories. Baseline: the better member *under the same fusion with all weight on it*;
+intervals over pieces. *Learned* weights: fewest bits on {other} pieces of other text, same fusion.
+Bits of fusions other than `bytes` are those of one spelling, so only rows of one fusion and one
+main compare; gains do.
+"""
+
+
+def load(name: str) -> dict[str, Any]:
+    """A result file, or an empty one.
+
+    Args:
+        name: Without ``.json``.
+
+    Returns:
+        ``fixed`` and ``rows``.
+    """
+    path = RESULTS / f"{name}.json"
+    empty: dict[str, Any] = {"fixed": {}, "rows": []}
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else empty
+
+
+def bits(nats: Sequence[float], sizes: Sequence[int]) -> float:
+    """Bits per byte of all pieces."""
+    return sum(nats) / sum(sizes) / math.log(2)
+
+
+def baseline(rows: Rows) -> dict[str, Any]:
+    """The better member under the same fusion: the row with all weight on it."""
+    single = [row for row in rows if row["weights"].startswith("all on ")]
+    return min(single, key=lambda row: sum(row["nats"]))
+
+
+def groups(rows: Rows) -> list[Rows]:
+    """Rows of the same members, main, fusion and gate together, in the file's order."""
+    made: dict[str, Rows] = {}
+    for row in rows:
+        if row["fusion"] != "alone":
+            key = json.dumps([row["members"], row["main"], row["fusion"], row.get("gate")])
+            made.setdefault(key, []).append(row)
+    return list(made.values())
+
+
+def gain(rows: Rows, weights: str, sizes: Sequence[int]) -> Interval | None:
+    """Percent fewer bits than the better member under the same fusion."""
+    found = [row for row in rows if row["weights"] == weights]
+    return saving(found[0]["nats"], baseline(rows)["nats"], sizes) if found else None
+
+
+def told(interval: Interval | None) -> str:
+    """An interval as a cell; bold where it excludes zero."""
+    if interval is None:
+        return ""
+    return f"**{said(interval)}**" if interval.excludes_zero else said(interval)
+
+
+def bits_table(held: dict[str, Any]) -> list[str]:
+    """Every row of bits per byte."""
+    sizes, rows = held["fixed"]["sizes"], held["rows"]
+    alone = {r["members"][0]: r for r in rows if r["fusion"] == "alone"}
+    lines = ["| member alone, along its own ids | bits per byte |", "|---|---|"]
+    lines += [f"| {name} | {bits(row['nats'], sizes):.4f} |" for name, row in alone.items()]
+    lines += [
+        "",
+        "| members (main first) | fusion | each with all weight | uniform | gain % | learned"
+        " (weights) | gain % | by prompt | gain % |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for group in groups(rows):
+        first = group[0]
+        names = sorted(first["members"], key=lambda n: n != first["main"])
+        by = {row["weights"]: row for row in group}
+        cells = []
+        for way in ("uniform", "learned", "prompt"):
+            row = by.get(way)
+            value = f"{bits(row['nats'], sizes):.4f}" if row else ""
+            if row and way == "learned":
+                value += f" ({', '.join(f'{v:.2f}' for v in row['values'])})"
+            cells += [value, told(gain(group, way, sizes))]
+        single = " / ".join(f"{bits(by[f'all on {n}']['nats'], sizes):.4f}" for n in names)
+        gate = "" if first.get("gate", "always") == "always" else f", gate {first['gate']}"
+        lines.append(
+            f"| {' + '.join(names)} | {first['fusion']}{gate} | {single} | {' | '.join(cells)} |"
+        )
+    return lines
+
+
+def better_main(group: Rows, alone: dict[str, float]) -> bool:
+    """Whether main is the best of the members by itself."""
+    return min(group[0]["members"], key=lambda name: alone[name]) == group[0]["main"]
+
+
+def default_table(held: dict[str, Any]) -> list[str]:
+    """Each fusion and weights over all sets of members: how often better, how often worse."""
+    sizes, rows = held["fixed"]["sizes"], held["rows"]
+    alone = {r["members"][0]: sum(r["nats"]) for r in rows if r["fusion"] == "alone"}
+    lines = [
+        "| fusion | gate | weights | main | sets | better | worse | least gain % | mean gain % |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    kinds: dict[tuple[str, str], list[Rows]] = {}
+    for group in groups(rows):
+        key = (group[0]["fusion"], group[0].get("gate", "always"))
+        kinds.setdefault(key, []).append(group)
+    for (fusion, gate), sets in kinds.items():
+        for way in ("uniform", "learned", "prompt"):
+            for who in ("the best member", "any member"):
+                chosen = [g for g in sets if who == "any member" or better_main(g, alone)]
+                found = [i for g in chosen if (i := gain(g, way, sizes)) is not None]
+                if found:
+                    better = sum(i.low > 0 for i in found)
+                    worse = sum(i.high < 0 for i in found)
+                    least, mean = min(i.mean for i in found), sum(i.mean for i in found)
+                    lines.append(
+                        f"| {fusion} | {gate} | {way} | {who} | {len(found)} | {better} | {worse} |"
+                        f" {least:+.1f} | {mean / len(found):+.1f} |"
+                    )
+    return lines
+
+
+def bars_table(held: dict[str, Any]) -> list[str]:
+    """The bars of bits per byte."""
+    sizes = held["fixed"]["sizes"]
+    lines = ["| bar | measured | holds |", "|---|---|---|"]
+    for members, fusion, way, least in BARS:
+        found = [
+            (g, interval)
+            for g in groups(held["rows"])
+            if set(g[0]["members"]) == set(members)
+            and g[0]["fusion"].startswith(fusion)
+            and g[0].get("gate", "always") == "always"
+            and (interval := gain(g, way, sizes)) is not None
+        ]
+        for group, interval in found:
+            holds = "yes" if interval.mean >= least else "**no**"
+            lines.append(
+                f"| {' + '.join(members)}, `{group[0]['fusion']}`, {way}, main "
+                f"{group[0]['main']}: >= {least:.0f} % | {said(interval)} % | {holds} |"
+            )
+        if not found:
+            lines.append(f"| {' + '.join(members)}, `{fusion}`, {way} | not measured | **no** |")
+    return lines
+
+
+def gates_section(held: Any) -> list[str]:
+    """The table of ``gates.py``, as its result file has it."""
+    rows = held.get("rows", []) if isinstance(held, dict) else held
+    if not rows:
+        return ["Not measured yet: `python benchmarks/gates.py`."]
+    names = [k for k in rows[0] if not isinstance(rows[0][k], (list, dict)) and k != "text"]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for row in rows:
+        cells = [row.get(n, "") for n in names]
+        shown = (f"{c:.4g}" if isinstance(c, float) else "" if c is None else str(c) for c in cells)
+        lines.append(f"| {' | '.join(shown)} |")
+    return lines
+
+
+def page() -> str:
+    """The whole page."""
+    held, answers = load("quality_bits"), load("quality_specialists")
+    parts = [
+        "# Quality: is it worth it?",
+        "",
+        *INTRODUCTION.strip().splitlines(),
+        "",
+    ]
+    if held["rows"]:
+        fixed = held["fixed"]
+        parts += [
+            "## Small real models",
+            "",
+            *HOW.format(
+                pieces=fixed["pieces"], size=sum(fixed["sizes"]), other=fixed["other_pieces"]
+            )
+            .strip()
+            .splitlines(),
+            "",
+            *bars_table(held),
+            "",
+            "### Which default is never worse?",
+            "",
+            "*better*, *worse*: sets of members whose interval lies above, below zero.",
+            "",
+            *default_table(held),
+            "",
+            "### All rows",
+            "",
+            *bits_table(held),
+            "",
+        ]
+    if answers["rows"]:
+        parts += [*specialists_section(answers), "", *confidence_section(answers), ""]
+    parts += ["## Ungated hurts, gated does not", "", *gates_section(load("gates")), ""]
+    parts.append(RECIPE.read_text("utf-8") if RECIPE.exists() else "")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), "utf-8")
+    print(PAGE.name)
+
+
+if __name__ == "__main__":
+    main()
