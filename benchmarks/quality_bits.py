@@ -18,13 +18,15 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from quality_common import SHARED, Store, pieces
+from quality_common import ROOT, SHARED, Store, pieces
 
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.params import FUSIONS as SHIPPED
 from langchain_ensemble.params import EnsembleParams
 
 MODELS = ("stories260K", "bitllama-1M", "babyllama-361", "babyllama-105")
+DEMO = ("demo-stories", "demo-facts")
+"""The members that the package ships: two vocabularies, and one far better at stories."""
 HELD_OUT, OTHER, NUM_OTHER = "tinystories/heldout_dev.txt", "tinystories/train_2M.txt", 48
 FUSIONS: dict[str, Any] = {
     "average geometric": {"name": "average", "mean": "geometric"},
@@ -36,6 +38,26 @@ FUSIONS: dict[str, Any] = {
     "bytes arithmetic": {"name": "bytes", "mean": "arithmetic"},
 }
 Weights = tuple[float, ...]
+
+
+def place(name: str) -> str:
+    """Where a member lies.
+
+    Args:
+        name: One of :data:`MODELS` or :data:`DEMO`.
+
+    Returns:
+        Its folder.
+    """
+    if name in DEMO:
+        return str(ROOT / "langchain_ensemble/demo" / name.removeprefix("demo-"))
+    return str(SHARED / "models" / name)
+
+
+def ensemble(names: Sequence[str], main: str, fusion: Any) -> Ensemble:
+    """An ensemble of some of the models under these names."""
+    members = [{"name": n, "model": place(n), "dtype": "float32"} for n in names]
+    return Ensemble(EnsembleParams(members=members, main=main, fusion=fusion))
 
 
 def grid(count: int) -> list[Weights]:
@@ -126,10 +148,7 @@ def measure(names: Sequence[str], main: str, label: str, texts: Any, store: Stor
         return
     held_out, other = texts
     started = time.process_time()
-    params = EnsembleParams(
-        members=[str(SHARED / "models" / n) for n in names], main=main, fusion=FUSIONS[label]
-    )
-    with Ensemble(params) as owner:
+    with ensemble(names, main, FUSIONS[label]) as owner:
         ways: dict[str, Any] = {"uniform": "uniform"}
         for n, name in enumerate(names):
             ways[f"all on {name}"] = tuple(float(n == k) for k in range(len(names)))
@@ -154,18 +173,17 @@ def alone(texts: Sequence[str], store: Store) -> None:
         texts: Held-out pieces.
         store: Where rows go.
     """
-    for name in MODELS:
+    for name in (*MODELS, *DEMO):
         key = {"members": [name], "fusion": "alone"}
         if not store.find(**key):
-            params = EnsembleParams(members=[str(SHARED / "models" / name)])
-            with Ensemble(params) as owner:
+            with ensemble([name], name, "average") as owner:
                 nats = [round(nats_of(owner, text), 4) for text in texts]
             store.add({**key, "main": name, "weights": "uniform", "nats": nats})
 
 
 def sets() -> list[tuple[tuple[str, ...], str]]:
     """Members and main: every pair with each as main, every triple with its first as main."""
-    pairs = [(pair, main) for pair in combinations(MODELS, 2) for main in pair]
+    pairs = [(pair, main) for pair in (*combinations(MODELS, 2), DEMO) for main in pair]
     return pairs + [(triple, triple[0]) for triple in combinations(MODELS, 3)]
 
 
