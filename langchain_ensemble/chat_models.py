@@ -44,8 +44,8 @@ class ChatEnsemble(BaseChatModel, ChatFields):
     r"""Several chat models that decode one answer together, as one LangChain chat model.
 
     Setup:
-        ``pip install "langchain-ensemble[structured]"``; members are Hub ids or local folders of
-        instruct models. Nothing is downloaded or loaded before the first call or :meth:`load`.
+        ``pip install "langchain-ensemble[structured]"``; members are Hub ids or folders of instruct
+        models. Nothing is downloaded or loaded before the first call or :meth:`load`.
 
     Instantiate:
         .. code-block:: python
@@ -63,8 +63,7 @@ class ChatEnsemble(BaseChatModel, ChatFields):
     Invoke, stream, async:
         .. code-block:: python
 
-            chat.invoke("What is the capital of Peru?").text
-            chat.invoke([("system", "Be brief."), ("user", "Hi")], temperature=0.7, seed=1)
+            chat.invoke([("system", "Be brief."), ("user", "Hi")], temperature=0.7, seed=1).text
             for chunk in chat.stream("Tell me a story"): print(chunk.text, end="")
             await chat.ainvoke("Hi")
 
@@ -84,7 +83,7 @@ class ChatEnsemble(BaseChatModel, ChatFields):
             chat.with_structured_output(Person).invoke("Ada was born in 1815.")
             chat.invoke("A number?", grammar={"regex": "[0-9]{1,3}"}).text  # also lark, ebnf
 
-        Enforced while decoding. One that was cut before it was whole is an ``UnfinishedError``.
+        Enforced while decoding. What was cut before it was whole is an ``UnfinishedError``.
 
     Result metadata:
         ``usage_metadata`` (main's tokens); ``response_metadata``: ``model_name``,
@@ -290,14 +289,10 @@ class ChatEnsemble(BaseChatModel, ChatFields):
         tools: Sequence[builtins.dict[str, Any] | type | Callable[..., Any] | BaseTool]
         | None = None,
     ) -> int:
-        """Count main's tokens of a conversation in its chat template; no weights are loaded.
-
-        Args:
-            messages: The conversation.
-            tools: Tools on offer, as in :meth:`bind_tools`.
-        """
+        """Count main's tokens of a conversation in its template; ``tools`` as in ``bind_tools``."""
         ask = read_ask(self._chat_fields, {"tools": tools})
-        return self._counting().count_chat(read_conversation(messages, ask.tools), ask.chat)
+        conversation = read_conversation(messages, ask.tools)
+        return self._counting().count_chat(conversation, ask.chat, self.contexts)
 
     # --- beside LangChain ---------------------------------------------------------------------
 
@@ -308,6 +303,7 @@ class ChatEnsemble(BaseChatModel, ChatFields):
         *,
         member: str | None = None,
         weights: Any = None,
+        contexts: Mapping[str, str] | None = None,
     ) -> Score:
         """Give an answer's log-likelihood after a conversation, along main's tokens.
 
@@ -316,6 +312,7 @@ class ChatEnsemble(BaseChatModel, ChatFields):
             answer: What is scored.
             member: Score by this member alone.
             weights: In place of the field.
+            contexts: In place of the field.
 
         Returns:
             Log-probability in nats, bits per byte, number of tokens.
@@ -323,10 +320,10 @@ class ChatEnsemble(BaseChatModel, ChatFields):
         Raises:
             ConfigError: An unknown member, weights that do not sum to 1.
         """
-        chosen = self._scored_with(member, weights)
+        asked = self._scored_with(member, weights, contexts)
         conversation = read_conversation(self._convert_input(messages).to_messages())
         with translated():
-            return self._ready().score_chat(conversation, answer, weights=chosen, member=member)
+            return self._ready().score_chat(conversation, answer, **asked)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy, with some settings changed; weights are shared, never loaded again.

@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from langchain_ensemble.building import Built, Progress, build, small_model, view_of
+from langchain_ensemble.building import Built, Progress, build, small_model
 from langchain_ensemble.chat.conversation import ChatRequest, Conversation
-from langchain_ensemble.chat.view import ChatView
 from langchain_ensemble.choose.belonging import Calibrated, Reads
-from langchain_ensemble.contexts import Contexts, check_contexts, context_of, read_after
+from langchain_ensemble.contexts import Contexts, check_contexts, context_of
 from langchain_ensemble.decoding.admission import kv_bytes
 from langchain_ensemble.decoding.engine import Decoding, Engine
 from langchain_ensemble.decoding.prefixes import PrefixCache
@@ -29,13 +28,8 @@ from langchain_ensemble.fusion.base import Fusion
 from langchain_ensemble.members.base import LoadedMember, MemberPrompt
 from langchain_ensemble.members.loading import load_member, load_members
 from langchain_ensemble.params import EnsembleParams, RequestParams
-from langchain_ensemble.requests import (
-    Shares,
-    limits_of,
-    plain_task,
-    voices_with_weight,
-    warn,
-)
+from langchain_ensemble.readers import DRAFT, Readers
+from langchain_ensemble.requests import Shares, limits_of, plain_task, voices_with_weight
 from langchain_ensemble.roles import refuse_weights
 from langchain_ensemble.scoring import Scores
 from langchain_ensemble.store import Store
@@ -43,9 +37,6 @@ from langchain_ensemble.turn.tasks import TurnTasks
 from langchain_ensemble.turn.turn import Turn
 from langchain_ensemble.unloaded import Unloaded
 from langchain_ensemble.vocab.vocabulary import check_text
-
-DRAFT = -1
-"""Place of the draft model, behind all members."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +64,7 @@ class Ensemble:
         self._built: Built | None = None
         self._scores = Scores()
         self._prefixes = self._no_prefixes()
-        self._views: dict[int, ChatView] = {}
+        self._readers = Readers()
         self._calibrated = Calibrated(params, self.fusion)
 
     @property
@@ -124,7 +115,7 @@ class Ensemble:
                 self._built, self._scores = None, Scores()
                 self._prefixes.close()  # requests that still run keep nothing any more
                 self._prefixes = self._no_prefixes()
-                self._views = {}
+                self._readers.forget()
 
     def __enter__(self) -> Self:
         """Load, to be unloaded at the end of the block."""
@@ -152,12 +143,9 @@ class Ensemble:
         Raises:
             ConfigError: Wrong weights, or a prompt that does not fit a member.
         """
-        task, own = self._task(self._ready(), request, "texts"), request.contexts
-        read = [[_prompt(v.member, text, own) for v in task.voices] for text in prompts]
-        if task.draft is not None:
-            small, mains = task.draft.member, context_of(own, self.main_name)
-            task = task.drafted(lambda: [read_after(mains, t, small.prompt) for t in prompts])
-        return self._engine.admit(replace(task, prompts=read))
+        built = self._ready()
+        task = self._task(built, request, "texts")
+        return self._engine.admit(self._readers.task(built, task, prompts, request.contexts))
 
     def open_chat(
         self, conversation: Conversation, request: RequestParams, chat: ChatRequest
@@ -177,9 +165,10 @@ class Ensemble:
         """
         built = self._ready()
         task = self._task(built, request, "conversations")
-        views = [self._view(built, place, request.contexts) for place in task.places]
+        read, own = self._readers.view, request.contexts
+        views = [read(built, place, own) for place in task.places]
         vocabularies = [built.vocabularies[place] for place in task.places]
-        small = None if task.draft is None else self._view(built, DRAFT, request.contexts)
+        small = None if task.draft is None else read(built, DRAFT, own)
         tasks = TurnTasks(task, views, vocabularies, conversation, chat, small)
         return Turn(tasks, self._engine.visit(lambda: kv_bytes(tasks.whole())))
 
@@ -193,16 +182,6 @@ class Ensemble:
         made = PrefixCache(int(self.params.prefix_cache_gb * 1e9))
         self._engine.keep(made)
         return made
-
-    def _view(self, built: Built, place: int, contexts: Contexts) -> ChatView:
-        """How a member reads conversations, made at first use; the draft reads what main does."""
-        with self._lock:
-            if place not in self._views:
-                pairs = [*zip(built.members, built.vocabularies, strict=True)]
-                pairs += [built.draft] if built.draft else []
-                self._views[place] = view_of(*pairs[place], warn)
-            view = self._views[place]
-        return view.reading(context_of(contexts, built.names[max(place, 0)]))
 
     def generate(self, prompts: Sequence[str], request: RequestParams) -> list[list[Answer]]:
         """Decode some prompts to the end.
@@ -245,7 +224,7 @@ class Ensemble:
         check_contexts(contexts, self.names)
         built = self._ready()
         places, shares = self._scored_places(built, weights, member, "texts")
-        prompts = [_prompt(built.members[p], prompt, contexts) for p in places]
+        prompts = self._readers.raw(built, places, prompt, contexts)
         return self._score(built, text, prompts, (places, shares))
 
     def score_chat(
@@ -276,7 +255,7 @@ class Ensemble:
         check_contexts(contexts, self.names)
         built = self._ready()
         places, shares = self._scored_places(built, weights, member, "conversations")
-        views = [self._view(built, place, contexts) for place in places]
+        views = [self._readers.view(built, place, contexts) for place in places]
         prompts = [view.prompt(conversation, ChatRequest()) for view in views]
         return self._score(built, answer, prompts, (places, shares))
 
@@ -351,7 +330,3 @@ class Ensemble:
             "fusion": {"name": self.fusion.name, **self.fusion.settings()},
             "open_boundaries": self.params.open_boundaries,
         }
-
-
-def _prompt(member: LoadedMember, text: str, contexts: Contexts) -> MemberPrompt:
-    return read_after(context_of(contexts, member.name), text, member.prompt)

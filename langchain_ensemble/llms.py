@@ -13,7 +13,7 @@ from __future__ import annotations
 import builtins
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from langchain_core.callbacks import (
@@ -305,6 +305,7 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         *,
         member: str | None = None,
         weights: Any = None,
+        contexts: Mapping[str, str] | None = None,
     ) -> Score:
         """Give a text's log-likelihood, teacher-forced along main's tokens.
 
@@ -313,6 +314,7 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
             prompt: What stands before it, not scored.
             member: Score by this member alone.
             weights: In place of the field.
+            contexts: In place of the field.
 
         Returns:
             Log-probability in nats, bits per byte, number of tokens, whether greedy decoding
@@ -321,8 +323,8 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         Raises:
             ConfigError: An unknown member, weights that do not sum to 1.
         """
-        chosen = self._scored_with(member, weights)
-        return self._ready().score(text, prompt, weights=chosen, member=member)
+        asked = self._scored_with(member, weights, contexts)
+        return self._ready().score(text, prompt, **asked)
 
     def as_chat(self, **changes: Any) -> ChatEnsemble:
         """Give the same ensemble as a chat model, over the same loaded weights.

@@ -26,9 +26,9 @@ class Unloaded:
         """Main's ids of a text, without control ids."""
         return self._reader()[0].encode(text).ids
 
-    def count_chat(self, conversation: Conversation, chat: ChatRequest) -> int:
-        """How many ids main reads before it answers a conversation."""
-        return len(self._reader()[1].prompt(conversation, chat).ids)
+    def count_chat(self, conversation: Conversation, chat: ChatRequest, document: str) -> int:
+        """How many ids main, with a text of its own, reads before it answers a conversation."""
+        return len(self._reader()[1].reading(document).prompt(conversation, chat).ids)
 
     def limits(self) -> dict[str, int | None]:
         """Positions of each member by its config, by name."""

@@ -50,9 +50,10 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "turn": ENGINE,
     "unloaded": ENGINE,
     "requests": (*ENGINE, "building", "shares"),
+    "readers": (*ENGINE, "building", "requests"),
     "scoring": (*ENGINE, "building"),
     "ensemble": (
-        *(*ENGINE, "building", "turn", "unloaded", "requests", "scoring", "confidence"),
+        *(*ENGINE, "building", "turn", "unloaded", "requests", "readers", "scoring", "confidence"),
         "choose.belonging",
     ),
     "choose": (
@@ -94,6 +95,7 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "turn": (),
     "unloaded": (),
     "requests": (),
+    "readers": (),
     "scoring": (),
     "ensemble": ("torch",),
     "choose": ("torch", "numpy", "matplotlib", "pydantic"),

@@ -151,7 +151,7 @@ def test_a_plain_answer_is_the_fused_answer_to_the_rendered_prompts(pair):
 
 def replace_prompt(engine: Ensemble, name: str) -> Any:
     built = engine._ready()
-    return engine._view(built, built.names.index(name)).prompt(HELLO, ChatRequest())
+    return engine._readers.view(built, built.names.index(name)).prompt(HELLO, ChatRequest())
 
 
 def calls_of(pieces: list[Piece]) -> list[tuple[str, str, bool]]:
@@ -259,8 +259,8 @@ def test_an_answer_after_a_thought_is_that_of_a_fresh_prompt(pair, closes):
     plain = ensemble(pair)
     built = plain._ready()
     prompts = [
-        plain._view(built, 0).after_thought(HELLO, chat, thought),
-        plain._view(built, 1).prompt(HELLO, chat),
+        plain._readers.view(built, 0).after_thought(HELLO, chat, thought),
+        plain._readers.view(built, 1).prompt(HELLO, chat),
     ]
     twin = plain._engine.admit(replace(plain_task(built, plain.params, request), prompts=[prompts]))
     ((answer,),) = twin.answers()
