@@ -18,6 +18,7 @@ from langchain_ensemble.decoding.caches import Caches
 from langchain_ensemble.decoding.fused import choose_fused
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.raw import choose_raw
+from langchain_ensemble.decoding.seeing import watched
 from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Chosen
 from langchain_ensemble.fusion.base import MemberDistribution
@@ -85,7 +86,7 @@ def _kind(question: Question) -> Hashable:
         (id(task.fuser), task.weights, task.places, task.num_members),
         settings if question.generators is not None else "greedy",
         request.repetition_penalty,
-        (request.logprobs, request.trace, repr(request.gate)),
+        (watched(request), request.trace, repr(request.gate)),
         task.opening,
         tuple(task.spelled.items()),
     )

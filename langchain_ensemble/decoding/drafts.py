@@ -119,6 +119,11 @@ class Drafts:
             for keys, sources in heads
         ]
 
+    def next_key(self, b: int) -> int | None:
+        """The key that is drafted next in a row, None: none is."""
+        keys = self._drafts[b].keys
+        return keys[0] if keys else None
+
     def settle(self, b: int, key: int, changes: Sequence[Change]) -> None:
         """Note that a row's answer has got a key.
 

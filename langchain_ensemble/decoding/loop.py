@@ -156,7 +156,7 @@ class Loop:
         said = [v for record in records for v in (record.logprob, *record.members.values()) if v]
         if any(isnan(value) for value in said):
             check_finite(self._task.voices, question.logits if question else [])
-        pieces = self._advance(question.at if question else (), chosen)
+        pieces = self._advance(*self._ahead.credited(question, chosen))
         if not self.done:
             self._ahead.submit(self._plans, turn)
         if self.done:

@@ -16,6 +16,7 @@ from langchain_ensemble.decoding.opening import opened, raw_odds, too_late
 from langchain_ensemble.decoding.protocols import Sampling
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.records import Finish, TokenRecord
+from langchain_ensemble.decoding.seeing import RawSight
 from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Chosen, Task
 
@@ -48,9 +49,11 @@ def choose_raw(question: Question) -> list[Chosen]:
     said = logits.gather(1, inside)[:, 0] - logits.logsumexp(-1)
     if odds is not None:
         said = torch.where(picked == width, odds.opens, said + odds.goes_on)
-    packed = torch.stack([picked.float(), said.float(), empty.float()], -1).cpu().tolist()
+    sight = RawSight(task, logits)
+    columns = torch.stack([picked.float(), said.float(), empty.float()], -1)
+    packed = sight.beside(columns).cpu().tolist()
     chosen = []
-    for b, (token, logprob, nothing) in enumerate(packed):
+    for b, (token, logprob, nothing, *seen) in enumerate(packed):
         if nothing and legal is not None:
             over = _ended(task, 0.0)
             chosen.append(over if legal.may_end[b] else stuck(rows[b], task.voices, task.warn))
@@ -58,6 +61,7 @@ def choose_raw(question: Question) -> list[Chosen]:
             chosen.append(opened(task, task.opening, logprob, logits[b], None))
         else:
             chosen.append(_chosen(task, int(token), logprob))
+        chosen[-1] = sight.told(chosen[-1], seen)
     return chosen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -10,8 +11,9 @@ from langchain_ensemble.decoding.caches import Caches, Change
 from langchain_ensemble.decoding.drafts import Drafts
 from langchain_ensemble.decoding.guesses import Guesser
 from langchain_ensemble.decoding.pace import Pace
+from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.state import Row
-from langchain_ensemble.decoding.task import Task
+from langchain_ensemble.decoding.task import Chosen, Task
 from langchain_ensemble.decoding.verify import Proposed
 
 
@@ -49,6 +51,28 @@ class Speculation:
     def proposed(self, at: Sequence[int]) -> Sequence[Proposed | None]:
         """What was drawn from a known distribution for some rows' next key; empty: nothing."""
         return () if self._drafts is None else self._drafts.proposed(at)
+
+    def credited(
+        self, question: Question | None, chosen: Sequence[Chosen]
+    ) -> tuple[Sequence[int], Sequence[Chosen]]:
+        """Note which keys were drafted before they were chosen.
+
+        Args:
+            question: What was asked, None: nothing.
+            chosen: One choice a row of it.
+
+        Returns:
+            The rows' places and their choices.
+        """
+        at = question.at if question is not None else ()
+        if self._drafts is None:
+            return at, chosen
+        told = []
+        for b, pick in zip(at, chosen, strict=True):
+            drafted = pick.record is not None and self._drafts.next_key(b) == pick.key
+            record = replace(pick.record, drafted=True) if drafted and pick.record else None
+            told.append(pick if record is None else replace(pick, record=record))
+        return at, told
 
     def settle(self, b: int, key: int, changes: Sequence[Change]) -> None:
         """Note that a row got a key; see :meth:`Drafts.settle`."""
