@@ -1,8 +1,4 @@
-"""More than one voice: fuse over keys, choose one, read each voice's say on it.
-
-Where a gate is shut main speaks alone: what is chosen from is its own masked distribution, not the
-fusion with all weight on main (UniTE would cut it off after its best keys, DeePEn would search).
-"""
+"""More than one voice: fuse over keys, choose one, read each voice's say on it."""
 
 from __future__ import annotations
 
@@ -14,8 +10,7 @@ from torch import Tensor
 
 from langchain_ensemble.decoding.choose import penalised
 from langchain_ensemble.decoding.fusing import checked, keys_of, or_end, say, spread
-from langchain_ensemble.decoding.gates import OPEN as FUSED
-from langchain_ensemble.decoding.gates import REASONS, Gatekeeper, alone, mixed, of_main, sure
+from langchain_ensemble.decoding.gates import gated
 from langchain_ensemble.decoding.hearing import Heard, hear
 from langchain_ensemble.decoding.masks import Legal, restrict, said_together, stuck
 from langchain_ensemble.decoding.opening import Odds, fused_odds, opened, scaled
@@ -42,13 +37,12 @@ def choose_fused(question: Question) -> list[Chosen]:
     task, rows, generators = question.task, question.rows, question.generators
     voices = task.voices
     heard = hear(question)
-    distributions, legal = heard.distributions, heard.legal
-    gate = Gatekeeper(task.request.gate, voices, task.key_bytes)
-    shut = gate.codes(distributions, heard.weights, heard.boundary)
-    weights = heard.weights
-    if shut is not None:
-        weights = torch.where(shut[:, None] == FUSED, weights, alone(weights))
-    fused, only_best = _behind(question, heard, gate, shut)
+    distributions, weights, legal = heard.distributions, heard.weights, heard.legal
+    fused, only_best = _fuse(question, heard)
+    held = gated(question, heard, fused)
+    fused, weights = held.fused, held.weights
+    if legal is not None:
+        fused = restrict(fused, legal, voices)
     dead = weights.new_zeros(()).expand(len(rows))
     if any(one.abstain is not None for one in distributions):
         fused, dead = or_end(fused)
