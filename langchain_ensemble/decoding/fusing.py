@@ -55,7 +55,7 @@ def voice_distribution(
 
 
 def row_weights(
-    base: Sequence[float],
+    base: Sequence[float] | Tensor,
     distributions: Sequence[MemberDistribution],
     silent: Sequence[Sequence[bool]],
     boundary: Sequence[Tensor | None],
@@ -63,7 +63,7 @@ def row_weights(
     """Effective weights of N rows.
 
     Args:
-        base: The request's weights, one a voice.
+        base: The request's weights, one a voice; or [N, voices], each row's own, on main's device.
         distributions: One a voice.
         silent: [voice][row], rows in which a voice cannot speak (inside a character, say).
         boundary: c_i [N] a voice, None where it is 1.
@@ -72,22 +72,52 @@ def row_weights(
         [N, voices] float32 on main's device, rows sum to 1.
     """
     main = distributions[0].logprobs
+    rows = len(main)
+    weights = base if torch.is_tensor(base) else _one_row(tuple(base), main.device)
+    return weighed(weights.expand(rows, -1), *standing(distributions, silent, boundary))
+
+
+def standing(
+    distributions: Sequence[MemberDistribution],
+    silent: Sequence[Sequence[bool]],
+    boundary: Sequence[Tensor | None],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Who has a say in N rows, whatever the weights are.
+
+    Args:
+        distributions: One a voice.
+        silent: As for :func:`row_weights`.
+        boundary: As for :func:`row_weights`.
+
+    Returns:
+        [N, voices] bool, who abstains, and [N, voices] float32, c_i; None where nobody does, and
+        where all are 1.
+    """
+    main = distributions[0].logprobs
     device, rows = main.device, len(main)
-    weights = _one_row(tuple(base), device).expand(rows, -1)
     mute = [d.abstain for d in distributions if d.abstain is not None]
     hushed = any(any(quiet) for quiet in silent)
-    if not mute and not hushed and all(c is None for c in boundary):
-        return weights
-    one = weights.new_ones(rows)
-    ends = torch.stack([one if c is None else c.to(device) for c in boundary], -1)
+    ends: Tensor | None = None
+    if any(c is not None for c in boundary):
+        one = main.new_ones(rows, dtype=torch.float32)
+        ends = torch.stack([one if c is None else c.to(device) for c in boundary], -1)
     if not mute and not hushed:
-        return discounted(weights, ends)
-    none = weights.new_zeros(rows, dtype=torch.bool)
+        return None, ends
+    none = main.new_zeros(rows, dtype=torch.bool)
     columns = [none if d.abstain is None else d.abstain.to(device) for d in distributions]
     abstain = torch.stack(columns, -1)
     if hushed:
         abstain = abstain | torch.tensor([list(quiet) for quiet in silent], device=device).T
-    return effective_weights(weights, abstain, ends)
+    return abstain, ends
+
+
+def weighed(weights: Tensor, abstain: Tensor | None, ends: Tensor | None) -> Tensor:
+    """Weights [N, voices] after what :func:`standing` gave; a smooth function of the weights."""
+    if abstain is not None:
+        return effective_weights(
+            weights, abstain, torch.ones_like(weights) if ends is None else ends
+        )
+    return weights if ends is None else discounted(weights, ends)
 
 
 def all_or_main(weights: Tensor) -> Tensor:

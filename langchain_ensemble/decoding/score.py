@@ -36,7 +36,7 @@ KEEP_BYTES = 2**28
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """What the voices say at some of main's ids; ``logits`` where there is one voice."""
 
     at: int
@@ -91,7 +91,7 @@ class Scorer:
             stands(voice, prompt, text, self._ids, positions)
             for voice, prompt in zip(voices, prompts, strict=True)
         ]
-        self._kept: list[_Chunk] | None = None
+        self._kept: list[Chunk] | None = None
         self._stands = [plan for _, plan in plans]
         self._readers = [
             Reader(voice, prompt, ids)
@@ -142,7 +142,22 @@ class Scorer:
         windows = max(reader.windows for reader in self._readers)
         return Score(total, num_bytes, bits, len(self._ids), greedy, windows)
 
-    def _chunks(self, weigh_boundaries: bool) -> Iterator[_Chunk]:
+    @torch.inference_mode()
+    def heard(self, weigh_boundaries: bool) -> Iterator[tuple[Chunk, Tensor]]:
+        """What the voices say along the text, for other objectives than its score.
+
+        Args:
+            weigh_boundaries: Whether open boundaries discount auxiliaries.
+
+        Yields:
+            Some rows, and the union keys [N] of main's ids there, on main's device.
+        """
+        keys, _ = keys_of(self._voices[0])
+        for chunk in self._chunks(weigh_boundaries):
+            ids = torch.tensor(self._ids[chunk.at : chunk.end], device=keys.representative.device)
+            yield chunk, keys.representative[ids]
+
+    def _chunks(self, weigh_boundaries: bool) -> Iterator[Chunk]:
         """What the voices say, some rows at a time; kept for other weights where it is small."""
         if self._kept is not None:
             yield from self._kept
@@ -154,7 +169,7 @@ class Scorer:
             for v in self._voices
         ]
         size = 4 * len(self._ids) * sum(v.member.logits_width for v in self._voices)
-        kept: list[_Chunk] = []
+        kept: list[Chunk] = []
         try:
             at = 0
             while at < len(self._ids):
@@ -178,7 +193,7 @@ class Scorer:
                 end -= 1
         return end
 
-    def _read(self, at: int, end: int, trackers: Sequence[BoundaryTracker | None]) -> _Chunk:
+    def _read(self, at: int, end: int, trackers: Sequence[BoundaryTracker | None]) -> Chunk:
         """Read some rows with every voice."""
         logits = [
             reader.logits(plan[at:end])
@@ -187,7 +202,7 @@ class Scorer:
         if any(bool(rows.isnan().any()) for rows in logits):
             check_finite(self._voices, logits)
         if len(self._voices) == 1:
-            return _Chunk(at, end, logits[0], [], [], [])
+            return Chunk(at, end, logits[0], [], [], [])
         distributions, silent, boundary = [], [], []
         for place, voice in enumerate(self._voices):
             states = self._states[at:end] if place == 0 else [START] * (end - at)
@@ -198,9 +213,9 @@ class Scorer:
                 [s is None or self._starts_apart(place, at + n) for n, s in enumerate(plan)]
             )
             boundary.append(self._boundaries(place, trackers[place], got, at))
-        return _Chunk(at, end, None, distributions, silent, boundary)
+        return Chunk(at, end, None, distributions, silent, boundary)
 
-    def _raw(self, chunk: _Chunk) -> tuple[Tensor, Tensor]:
+    def _raw(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Main alone: its raw log-softmax."""
         assert chunk.logits is not None  # one voice
         target = torch.tensor(self._ids[chunk.at : chunk.end], device=chunk.logits.device)
@@ -208,7 +223,7 @@ class Scorer:
         return got, chunk.logits.argmax(-1) == target
 
     def _fused(
-        self, chunk: _Chunk, fuser: Fuser, wide: tuple[list[MemberDistribution | None], Tensor]
+        self, chunk: Chunk, fuser: Fuser, wide: tuple[list[MemberDistribution | None], Tensor]
     ) -> tuple[Tensor, Tensor]:
         keys, _ = keys_of(self._voices[0])
         distributions, weights = wide
