@@ -1,0 +1,189 @@
+"""Asks an ensemble, or one candidate, every question of a dev set; keeps what was said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from langchain_ensemble.chat.conversation import ChatRequest
+from langchain_ensemble.chat_models import ChatEnsemble
+from langchain_ensemble.choose.devset import Item
+from langchain_ensemble.decoding.records import TokenRecord
+from langchain_ensemble.errors import ConfigError, EnsembleWarning
+from langchain_ensemble.llms import EnsembleLLM
+
+Model = EnsembleLLM | ChatEnsemble
+Progress = Callable[[str, int, int], None]
+
+TOGETHER = 8
+"""Questions that are answered as rows of the same forwards."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer.
+
+    Attributes:
+        text: What was said.
+        steps: Decode steps.
+        fused: Share of them in which more than one member had a say.
+        seconds: Its share of the time that its batch took.
+        logprob: Mean log-probability of its tokens, in nats, as fused; None without tokens.
+        main_logprob: The same under main alone.
+        features: How far apart the members were, by name.
+    """
+
+    text: str
+    steps: int
+    fused: float
+    seconds: float
+    logprob: float | None
+    main_logprob: float | None
+    features: dict[str, float] = field(default_factory=dict)
+
+
+class Answers:
+    """Replies by content: what was asked of whom. On disk too, where a file is given."""
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        """Read what the file holds.
+
+        Args:
+            path: JSON lines, written as answers come; None: kept in memory.
+
+        Raises:
+            ConfigError: The file cannot be read or holds something else.
+        """
+        self._path = None if path is None else Path(path).expanduser()
+        self._kept: dict[str, list[Reply]] = {}
+        if self._path is not None and self._path.exists():
+            self._read(self._path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the answers {str(path)!r}: {error}") from error
+        for place, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                self._kept[row["key"]] = [Reply(**reply) for reply in row["replies"]]
+            except (ValueError, TypeError, KeyError) as error:
+                if place == len(lines) and not line.endswith("\n"):  # a run was killed
+                    path.write_text("".join(lines[:-1]), encoding="utf-8")
+                    return
+                raise ConfigError(
+                    f"answers {str(path)!r}, line {place} is no answer of an earlier run "
+                    f"({error}); give a file that choose wrote, or a new one"
+                ) from error
+
+    def get(self, key: str) -> list[Reply] | None:
+        """The replies to one question, None: it was not asked."""
+        return self._kept.get(key)
+
+    def put(self, key: str, replies: Sequence[Reply]) -> None:
+        """Keep the replies to one question."""
+        self._kept[key] = list(replies)
+        if self._path is not None:
+            line = json.dumps({"key": key, "replies": [asdict(reply) for reply in replies]})
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def ask(
+    model: Model, items: Sequence[Item], answers: Answers, stage: str, progress: Progress
+) -> list[list[Reply]]:
+    """Answer every question; the weights are in memory only while it lasts.
+
+    Args:
+        model: The ensemble, with the request's settings as fields.
+        items: The questions.
+        answers: What is known already; what is new is added.
+        stage: What ``progress`` calls this.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        ``[question][n]`` replies.
+    """
+    identity = json.dumps(model.identity, sort_keys=True, default=repr)
+    keys = [_key(identity, item) for item in items]
+    missing = [place for place, key in enumerate(keys) if answers.get(key) is None]
+    progress(stage, len(items) - len(missing), len(items))
+    if missing:
+        with model:
+            model.load()
+            model._lease.warn_of_chat_templates() if isinstance(model, EnsembleLLM) else None
+            for start in range(0, len(missing), TOGETHER):
+                places = missing[start : start + TOGETHER]
+                replies = _answered(model, [items[place] for place in places])
+                for place, said in zip(places, replies, strict=True):
+                    answers.put(keys[place], said)
+                progress(stage, len(items) - len(missing) + start + len(places), len(items))
+    return [answers.get(key) or [] for key in keys]
+
+
+def _key(identity: str, item: Item) -> str:
+    whole = json.dumps([identity, item.question], ensure_ascii=False)
+    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _answered(model: Model, items: Sequence[Item]) -> list[list[Reply]]:
+    began = time.perf_counter()
+    if isinstance(model, EnsembleLLM):
+        found = model.engine.generate([str(item.prompt) for item in items], model.request())
+        rows = [[(one.text, one.tokens) for one in answers] for answers in found]
+    else:
+        with ThreadPoolExecutor(len(items)) as pool:
+            rows = list(pool.map(lambda item: _chat(model, item), items))
+    seconds = (time.perf_counter() - began) / sum(map(len, rows))
+    main = model.params.main_name
+    return [[_reply(text, tokens, main, seconds) for text, tokens in row] for row in rows]
+
+
+def _chat(model: ChatEnsemble, item: Item) -> list[tuple[str, tuple[TokenRecord, ...]]]:
+    """All answers to one conversation."""
+    chat = ChatRequest(thinking=model.thinking, thinking_tokens=model.thinking_tokens)
+    texts: list[str] = [""] * model.n
+    tokens: list[list[TokenRecord]] = [[] for _ in texts]
+    with model.engine.open_chat(item.conversation, model.request(), chat) as turn:
+        while not turn.done:
+            for piece in turn.step():
+                if piece.channel == "text":
+                    texts[piece.row] += piece.text
+                    tokens[piece.row] += piece.tokens
+    return [(text, tuple(seen)) for text, seen in zip(texts, tokens, strict=True)]
+
+
+def _reply(text: str, tokens: Sequence[TokenRecord], main: str, seconds: float) -> Reply:
+    own = [token.members.get(main) for token in tokens]
+    return Reply(
+        text=text,
+        steps=len(tokens),
+        fused=sum(token.fused for token in tokens) / max(1, len(tokens)),
+        seconds=seconds,
+        logprob=_mean([token.logprob for token in tokens]),
+        main_logprob=_mean(own),
+        features={},
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def warn(message: str) -> None:
+    """Warn of something that does not end the run."""
+    warnings.warn(message, EnsembleWarning, stacklevel=3)
+
+
+def as_model(chat: bool, settings: dict[str, Any]) -> Model:
+    """Make the ensemble that reads these questions; nothing is loaded."""
+    return ChatEnsemble(**settings) if chat else EnsembleLLM(**settings)

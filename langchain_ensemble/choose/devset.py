@@ -1,0 +1,166 @@
+"""The dev set: questions, the answers that are right, and how that is found out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from langchain_ensemble.chat.conversation import ChatRole, Conversation, Message
+from langchain_ensemble.errors import ConfigError, unknown_name
+from langchain_ensemble.evaluate.metrics import METRICS, letter, normalise, number
+
+Metric = str | Callable[[str, Sequence[str]], bool]
+Source = str | Path | Sequence[Mapping[str, Any]]
+
+FIELDS = ("prompt", "messages", "answer", "answers", "metric")
+ROLES = {"human": "user", "ai": "assistant"}
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        prompt: Raw text that is gone on with; None where there are messages.
+        messages: ``(role, text)`` turns; None where there is a prompt.
+        answers: Any of these is right.
+        metric: A name of ``evaluate.metrics.METRICS``, or a function of the answer's text and
+            ``answers``.
+    """
+
+    prompt: str | None
+    messages: tuple[tuple[str, str], ...] | None
+    answers: tuple[str, ...]
+    metric: Metric
+
+    def right(self, text: str) -> bool:
+        """Whether an answer is right."""
+        judge = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
+        return bool(judge(text, self.answers))
+
+    def said(self, text: str) -> str:
+        """What an answer comes to, so that two answers can be compared; empty: nothing."""
+        if self.metric == "last_number":
+            return str(found) if (found := number(text)) is not None else ""
+        if self.metric == "letter":
+            return next((name for name in _LETTERS if letter(text, name)), "")
+        return normalise(text)
+
+    @property
+    def question(self) -> str | tuple[tuple[str, str], ...]:
+        """Prompt or messages: what identifies the question."""
+        return self.messages if self.messages is not None else cast(str, self.prompt)
+
+    @property
+    def text(self) -> str:
+        """The question as one text, for people."""
+        if self.messages is None:
+            return str(self.prompt)
+        return "\n".join(f"{role}: {text}" for role, text in self.messages)
+
+    @property
+    def conversation(self) -> Conversation:
+        """The question as turns."""
+        turns = self.messages or (("user", str(self.prompt)),)
+        return Conversation(tuple(Message(cast(ChatRole, role), text) for role, text in turns))
+
+
+def read_dev_set(source: Source, *, metric: Metric = "exact_match") -> tuple[Item, ...]:
+    """Read a dev set.
+
+    Args:
+        source: A file of JSON lines, or the items themselves: mappings with ``prompt`` or
+            ``messages`` (as ``{"role", "content"}`` or ``(role, text)``), ``answer`` or
+            ``answers``, and ``metric`` where it is not the common one.
+        metric: Of items that name none.
+
+    Returns:
+        The items, in their order.
+
+    Raises:
+        ConfigError: No items, a line that is no JSON object, or an item that is not complete; it
+            is named by its line or number.
+    """
+    if isinstance(source, str | Path):
+        rows = _lines(Path(source).expanduser())
+        where = f"dev set {str(source)!r}, line"
+    else:
+        rows = list(enumerate(source, 1))
+        where = "dev set, item"
+    if not rows:
+        raise ConfigError(f"{where.split(',')[0]} has no items; at least one question is needed")
+    items = tuple(_item(row, metric, f"{where} {place}") for place, row in rows)
+    kinds = {item.messages is None for item in items}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"{where.split(',')[0]} has items with prompt and items with messages; base models "
+            "read prompts, instruct models messages: split it"
+        )
+    return items
+
+
+def _lines(path: Path) -> list[tuple[int, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the dev set {str(path)!r}: {error}") from error
+    rows = []
+    for place, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append((place, json.loads(line)))
+            except ValueError as error:
+                raise ConfigError(
+                    f"dev set {str(path)!r}, line {place} is no JSON: {error}"
+                ) from error
+    return rows
+
+
+def _item(row: Any, metric: Metric, where: str) -> Item:
+    if not isinstance(row, Mapping):
+        raise ConfigError(f"{where} is {row!r}; it must be an object with prompt and answer")
+    for name in row:
+        if name not in FIELDS:
+            raise ConfigError(f"{where}: {unknown_name('field', name, FIELDS)}")
+    for one, other in (("prompt", "messages"), ("answer", "answers")):
+        if (one in row) == (other in row):
+            both = "both" if one in row else "neither"
+            raise ConfigError(f"{where} has {both} of {one} and {other}; give one of them")
+    chosen = row.get("metric", metric)
+    if not callable(chosen) and chosen not in METRICS:
+        raise ConfigError(f"{where}: {unknown_name('metric', chosen, METRICS)}")
+    prompt = row.get("prompt")
+    if "prompt" in row and not isinstance(prompt, str):
+        raise ConfigError(f"{where}: prompt is {prompt!r}; it must be a text")
+    messages = _messages(row["messages"], where) if "messages" in row else None
+    return Item(prompt, messages, _answers(row, where), chosen)
+
+
+def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    given = row.get("answers", row.get("answer"))
+    listed = [given] if isinstance(given, str | int | float) else given
+    answers = [str(one) for one in listed] if isinstance(listed, Sequence) else []
+    if not answers or not all(one.strip() for one in answers):
+        raise ConfigError(f"{where}: answer is {given!r}; it must be a text, or several")
+    return tuple(answers)
+
+
+def _messages(given: Any, where: str) -> tuple[tuple[str, str], ...]:
+    turns = []
+    for turn in given if isinstance(given, list | tuple) else []:
+        pair = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else turn
+        role, text = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
+        role = ROLES.get(str(role), role)
+        if role not in ("system", "user", "assistant") or not isinstance(text, str):
+            raise ConfigError(
+                f"{where}: {turn!r} is no message; give role (system, user or assistant) and "
+                "content, a text"
+            )
+        turns.append((str(role), text))
+    if not turns:
+        raise ConfigError(f"{where}: messages is {given!r}; give at least one")
+    return tuple(turns)
