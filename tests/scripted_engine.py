@@ -148,14 +148,23 @@ class ScriptedEnsemble:
         self,
         conversation: Conversation,
         request: ChatRequest = ChatRequest(),  # noqa: B008
+        contexts: Mapping[str, str] | None = None,
     ) -> int:
-        return sum(len(repr(part).split()) for part in (conversation.messages, conversation.tools))
+        own = (contexts or {}).get(self.main_name, "")
+        told = (conversation.messages, conversation.tools)
+        return sum(len(repr(part).split()) for part in told) + len(own.split())
 
     def chat_limits(self) -> dict[str, int | None]:
         return dict.fromkeys(self.names, self.context)
 
     def score_chat(
-        self, conversation: Conversation, answer: str, *, weights: Any, member: str | None
+        self,
+        conversation: Conversation,
+        answer: str,
+        *,
+        weights: Any,
+        member: str | None,
+        contexts: Mapping[str, str] | None,
     ) -> Score:
         self.load()
         return Score(-1.0 - (member is not None), len(answer), 1.0, 1, False, 1)
@@ -169,7 +178,15 @@ class ScriptedEnsemble:
     def token_ids(self, text: str) -> list[int]:
         return [len(word) for word in text.split()]
 
-    def score(self, text: str, prompt: str = "", *, weights: Any, member: str | None) -> Score:
+    def score(
+        self,
+        text: str,
+        prompt: str = "",
+        *,
+        weights: Any,
+        member: str | None,
+        contexts: Mapping[str, str] | None,
+    ) -> Score:
         self.load()
         return Score(-1.0 - (member is not None), len(text), 1.0, 1, False, 1)
 

@@ -59,7 +59,12 @@ def random_vocabulary(generator: torch.Generator, letters: bytes = b"abcd") -> l
 
 
 def random_case(
-    seed: int, members: int = 2, rows: int = 5, equal: bool = False, scale: float = 2.0
+    seed: int,
+    members: int = 2,
+    rows: int = 5,
+    equal: bool = False,
+    scale: float = 2.0,
+    one_vocabulary: bool = False,
 ) -> Case:
     """A random ensemble.
 
@@ -69,13 +74,14 @@ def random_case(
         rows: Positions.
         equal: Whether all members have the same vocabulary, embeddings and distributions.
         scale: Spread of the logits.
+        one_vocabulary: Whether all members have the same vocabulary, and nothing else in common.
 
     Returns:
         The case; weights are random and above 0.
     """
     generator = torch.Generator().manual_seed(seed)
     vocabularies = [random_vocabulary(generator) for _ in range(members)]
-    if equal:
+    if equal or one_vocabulary:
         vocabularies = [vocabularies[0]] * members
     alignment = toy_alignment(vocabularies)
     embeddings = [torch.randn(len(v), 8, generator=generator) for v in vocabularies]

@@ -35,12 +35,16 @@ class FusionContract:
             that member renormalised over its best keys.
         keeps_equal_members: Whether equal members give exactly the one member's probabilities;
             False where only the best key is promised.
+        roles: How many members the fusion has roles for. Then it takes exactly so many, of one
+            vocabulary, and of their weights only who has none at all matters: ``fusion()`` names
+            them ``m0`` (main), ``m1``, … 0: any number of members, which weights make equal.
     """
 
     seeds: ClassVar[Sequence[int]] = (0, 1, 2, 3, 4)
     tolerance: ClassVar[float] = 2e-5
     truncates: ClassVar[bool] = False
     keeps_equal_members: ClassVar[bool] = True
+    roles: ClassVar[int] = 0
 
     def fusion(self) -> Fusion:
         """Your fusion, with the settings to be tried."""
@@ -49,6 +53,12 @@ class FusionContract:
     def oracle(self, case: Case) -> Tensor | None:
         """A float64 calculation of the same case, [N, U + 1] with END last; None: not compared."""
         return None
+
+    def case(self, seed: int, members: int, *, equal: bool = False, scale: float = 2.0) -> Case:
+        """A random case, with as many members as the fusion takes."""
+        if not self.roles:
+            return random_case(seed, members, equal=equal, scale=scale)
+        return random_case(seed, self.roles, equal=equal, scale=scale, one_vocabulary=True)
 
     def prepared(self, case: Case) -> Fuser:
         """Your fusion, ready for a case."""
@@ -63,13 +73,13 @@ class FusionContract:
     def test_rows_sum_to_one(self, members: int) -> None:
         """Keys and END together."""
         for seed in self.seeds:
-            total = self.fused(random_case(seed, members)).sum(-1)
+            total = self.fused(self.case(seed, members)).sum(-1)
             torch.testing.assert_close(total, torch.ones_like(total), atol=self.tolerance, rtol=0)
 
     def test_one_voice_is_main(self) -> None:
         """All weight on main gives main, up to the fusion's truncation."""
         for seed in self.seeds:
-            case = random_case(seed, 3)
+            case = self.case(seed, 3)
             alone = torch.zeros_like(case.weights)
             alone[:, 0] = 1.0
             got = self.fused(replace(case, weights=alone))
@@ -78,7 +88,7 @@ class FusionContract:
     def test_equal_members_are_one_member(self) -> None:
         """Members that say the same are one member, whatever the weights."""
         for seed in self.seeds:
-            case = random_case(seed, 3, equal=True)
+            case = self.case(seed, 3, equal=True)
             got = self.fused(case)
             if self.keeps_equal_members:
                 self._is_main(got, case)
@@ -87,8 +97,9 @@ class FusionContract:
 
     def test_order_of_auxiliaries_does_not_matter(self) -> None:
         """The second and the third member change places."""
+        self._weights_are_shares()
         for seed in self.seeds:
-            case = random_case(seed, 3)
+            case = self.case(seed, 3)
             order = [0, 2, 1]
             members = tuple(case.alignment.members[i] for i in order)
             swapped = Case(
@@ -103,7 +114,7 @@ class FusionContract:
     def test_batch_is_rows_one_by_one(self) -> None:
         """A row does not depend on its neighbours."""
         for seed in self.seeds:
-            case = random_case(seed, 2)
+            case = self.case(seed, 2)
             fuser = self.prepared(case)
             whole = self.fused(case)
             for row in range(len(case.weights)):
@@ -114,7 +125,7 @@ class FusionContract:
     def test_masked_keys_never_win(self) -> None:
         """Keys that every member masks have no mass, and nothing is NaN."""
         for seed in self.seeds:
-            case = random_case(seed, 2)
+            case = self.case(seed, 2)
             barred = torch.zeros(case.alignment.union_size, dtype=torch.bool)
             barred[::2] = True
             masked = replace(
@@ -131,7 +142,7 @@ class FusionContract:
     def test_ties_give_the_first_key(self) -> None:
         """Columns are in union order, so the first maximum is the tie rule."""
         for seed in self.seeds:
-            case = random_case(seed, 2)
+            case = self.case(seed, 2)
             got = self.prepared(case)(case.distributions, case.weights)
             if got.keys is None:
                 continue
@@ -145,28 +156,31 @@ class FusionContract:
     def test_a_member_without_weight_has_no_say(self) -> None:
         """Weight 0, abstaining, and not run at all are the same."""
         for seed in self.seeds:
-            case = random_case(seed, 3)
+            case = self.case(seed, 3)
             weights = case.weights.clone()
-            weights[:, 2] = 0.0
+            weights[:, -1] = 0.0
             weights = weights / weights.sum(-1, keepdim=True)
             fuser, size = self.prepared(case), case.alignment.union_size
+            *others, last = case.distributions
             silent = columns(fuser(case.distributions, weights), size)
-            absent = columns(fuser([*case.distributions[:2], None], weights), size)
-            third = case.distributions[2]
+            absent = columns(fuser([*others, None], weights), size)
             nothing = replace(
-                third,
-                logprobs=torch.full_like(third.logprobs, -torch.inf),
-                end=torch.full_like(third.end, -torch.inf),
-                abstain=torch.ones_like(third.end, dtype=torch.bool),
+                last,
+                logprobs=torch.full_like(last.logprobs, -torch.inf),
+                end=torch.full_like(last.end, -torch.inf),
+                abstain=torch.ones_like(last.end, dtype=torch.bool),
             )
-            abstaining = columns(fuser([*case.distributions[:2], nothing], case.weights), size)
+            abstaining = columns(fuser([*others, nothing], case.weights), size)
             self._close(absent, silent)
             self._close(abstaining, silent)
+            if self.roles:
+                self._is_main(silent, case)
 
     def test_any_member_can_vote_to_end(self) -> None:
         """More END from an auxiliary is more END."""
+        self._weights_are_shares()
         for seed in self.seeds:
-            case = random_case(seed, 2)
+            case = self.case(seed, 2)
             before = self.fused(case)[:, -1]
             other = case.distributions[1]
             loud = torch.full_like(other.end, 0.9999)
@@ -180,7 +194,7 @@ class FusionContract:
         if self.fusion().needs.logprobs == "dense":
             pytest.skip("this fusion needs dense members and says so")
         for seed in self.seeds:
-            case = random_case(seed, 2)
+            case = self.case(seed, 2)
             whole = [d.to_sparse(d.logprobs.shape[-1]) for d in case.distributions]
             self._close(self.fused(replace(case, distributions=tuple(whole))), self.fused(case))
             short = [d.to_sparse(4) for d in case.distributions]
@@ -190,10 +204,11 @@ class FusionContract:
     def test_score_is_finite_where_main_can_say_the_key(self) -> None:
         """Every key of main, even where main has no weight."""
         for seed in self.seeds:
-            case = random_case(seed, 2, scale=20.0)
+            case = self.case(seed, 2, scale=20.0)
             fuser = self.prepared(case)
             own = case.alignment.main.own & (case.alignment.main.to_union >= 0)
-            for weights in (case.weights, torch.tensor([[0.0, 1.0]]).expand_as(case.weights)):
+            other = torch.eye(len(case.distributions))[1:2].expand_as(case.weights)
+            for weights in (case.weights, other):
                 for key in own.nonzero()[:, 0].tolist():
                     targets = torch.full((len(weights),), key)
                     score = fuser.score(case.distributions, weights, targets)
@@ -205,7 +220,7 @@ class FusionContract:
         if self.truncates:
             pytest.skip("score is completed outside the fusion's candidates")
         for seed in self.seeds:
-            case = random_case(seed, 2)
+            case = self.case(seed, 2)
             fuser = self.prepared(case)
             fused = fuser(case.distributions, case.weights)
             best = fused.logprobs.argmax(-1)
@@ -217,7 +232,7 @@ class FusionContract:
     def test_equals_the_float64_oracle(self, members: int) -> None:
         """If :meth:`oracle` is given."""
         for seed in self.seeds:
-            case = random_case(seed, members)
+            case = self.case(seed, members)
             expected = self.oracle(case)
             if expected is None:
                 pytest.skip("no oracle given")
@@ -229,6 +244,10 @@ class FusionContract:
         again = type(fusion)(**json.loads(json.dumps(fusion.settings())))
         assert again.settings() == fusion.settings()
         assert again.name == fusion.name
+
+    def _weights_are_shares(self) -> None:
+        if self.roles:
+            pytest.skip("its members have roles: they are no auxiliaries that add their share")
 
     def _main(self, case: Case) -> Tensor:
         """Main's own probabilities over union keys and END."""
