@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -258,6 +259,13 @@ class Ensemble:
         views = [self._readers.view(built, place, contexts) for place in places]
         prompts = [view.prompt(conversation, ChatRequest()) for view in views]
         return self._score(built, answer, prompts, (places, shares))
+
+    @contextmanager
+    def alone(self) -> Iterator[tuple[Built, Readers]]:
+        """Have the members for oneself, between two rounds, and how they read."""
+        built = self._ready()
+        with self._engine.alone():
+            yield built, self._readers
 
     def _scored_places(
         self, built: Built, weights: Any, member: str | None, reads: Reads
