@@ -16,6 +16,7 @@ from torch import Tensor
 
 from langchain_ensemble.decoding.caches import Caches
 from langchain_ensemble.decoding.fused import choose_fused
+from langchain_ensemble.decoding.gates import rows_of
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.raw import choose_raw
 from langchain_ensemble.decoding.seeing import watched
@@ -154,7 +155,7 @@ class _Parts:
         """c_i of all rows."""
         for number, (question, end) in enumerate(zip(self._questions, self.ends, strict=True)):
             own = slice(end - len(question.rows), end)
-            mine = [_rows_of(distribution, own) for distribution in distributions]
+            mine = [rows_of(distribution, own) for distribution in distributions]
             self.seen[number] = question.caches.boundaries(question.rows, mine, question.at)
         each = zip(*(seen or [] for seen in self.seen), strict=True)
         return [_joined(column) for column in each]
@@ -180,11 +181,3 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     """One voice's c_i of all rows; it is weighed in all requests or in none."""
     weighed = [part for part in parts if part is not None]
     return torch.cat(weighed) if weighed else None
-
-
-def _rows_of(distribution: MemberDistribution, rows: slice) -> MemberDistribution:
-    """Some rows of a distribution."""
-    own: dict[str, Any] = {
-        name: value[rows] for name, value in vars(distribution).items() if torch.is_tensor(value)
-    }
-    return replace(distribution, **own)

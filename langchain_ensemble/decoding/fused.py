@@ -1,4 +1,8 @@
-"""More than one voice: fuse over keys, choose one, read each voice's say on it."""
+"""More than one voice: fuse over keys, choose one, read each voice's say on it.
+
+Where a gate is shut main speaks alone: what is chosen from is its own masked distribution, not the
+fusion with all weight on main (UniTE would cut it off after its best keys, DeePEn would search).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,15 @@ from torch import Tensor
 
 from langchain_ensemble.decoding.choose import penalised
 from langchain_ensemble.decoding.fusing import checked, keys_of, or_end, say, spread
-from langchain_ensemble.decoding.gates import gated
+from langchain_ensemble.decoding.gates import OPEN as FUSED
+from langchain_ensemble.decoding.gates import (
+    REASONS,
+    Gatekeeper,
+    main_only,
+    mixed,
+    of_main,
+    rows_of,
+)
 from langchain_ensemble.decoding.hearing import Heard, hear
 from langchain_ensemble.decoding.masks import Legal, restrict, said_together, stuck
 from langchain_ensemble.decoding.opening import Odds, fused_odds, opened, scaled
@@ -37,12 +49,13 @@ def choose_fused(question: Question) -> list[Chosen]:
     task, rows, generators = question.task, question.rows, question.generators
     voices = task.voices
     heard = hear(question)
-    distributions, weights, legal = heard.distributions, heard.weights, heard.legal
-    fused, only_best = _fuse(question, heard)
-    held = gated(question, heard, fused)
-    fused, weights = held.fused, held.weights
-    if legal is not None:
-        fused = restrict(fused, legal, voices)
+    distributions, legal = heard.distributions, heard.legal
+    gate = Gatekeeper(task.request.gate, voices, task.key_bytes)
+    shut = gate.codes(distributions, heard.weights, heard.boundary)
+    weights = heard.weights
+    if shut is not None:
+        weights = torch.where(shut[:, None] == FUSED, weights, main_only(weights))
+    fused, only_best = _behind(question, replace(heard, weights=weights), gate, shut)
     dead = weights.new_zeros(()).expand(len(rows))
     if any(one.abstain is not None for one in distributions):
         fused, dead = or_end(fused)
@@ -52,10 +65,12 @@ def choose_fused(question: Question) -> list[Chosen]:
     columns = torch.stack([key.float(), logprob, voting.float(), dead.float()])
     said = say(voices, distributions, key)
     sight = Sight(question, heard, fused, weights)
-    packed = torch.cat([columns, said, held.columns, sight.columns]).cpu().T.tolist()
+    why = [] if shut is None else [shut[None]]
+    packed = torch.cat([columns, said, *why, sight.columns]).cpu().T.tolist()
     chosen = []
     for b, (chosen_key, value, count, nothing, *more) in enumerate(packed):  # the one transfer
         each, more = more[: len(voices)], more[len(voices) :]
+        reason, more = (REASONS[int(more[0])], more[1:]) if why else (None, more)
         if value == -torch.inf:  # a fusion that gives nothing any probability ends the answer
             chosen.append(_chosen(task, END, 0.0, each, fused=count > 1))
         elif nothing and legal is not None and not legal.may_end[b]:
@@ -65,29 +80,66 @@ def choose_fused(question: Question) -> list[Chosen]:
             generator = None if generators is None else generators[b]
             chosen.append(opened(task, task.opening, value, question.logits[0][b], generator))
         else:
-            told = None if only_best else value
+            told = None if only_best and reason is None else value
             chosen.append(_chosen(task, int(chosen_key), told, each, fused=count > 1))
-        gate = held.reason(more[: len(held.columns)])
-        chosen[-1] = sight.told(b, chosen[-1], gate, more[len(held.columns) :])
+        chosen[-1] = sight.told(b, chosen[-1], reason, more)
     return chosen
 
 
-def _fuse(question: Question, heard: Heard) -> tuple[FusedDistribution, bool]:
+def _behind(
+    question: Question, heard: Heard, gate: Gatekeeper, shut: Tensor | None
+) -> tuple[FusedDistribution, bool]:
+    """What is chosen from behind a gate, and whether only its best entry is meant.
+
+    Args:
+        question: The rows.
+        heard: What the voices say, and the weights behind the gate.
+        gate: The gate.
+        shut: [N] why main speaks alone in a row, 0: it does not; None: nowhere.
+    """
+    if shut is None:
+        return _fuse(question, heard, gate)
+    main, is_open = heard.distributions[0], shut == FUSED
+    if shut.device.type != "cpu" or heard.legal is not None:
+        fused, only_best = _fuse(question, heard, gate)
+        return mixed(main, fused, is_open), only_best
+    rows = is_open.nonzero()[:, 0]  # nothing is waited for: only these are fused
+    if not len(rows):
+        return of_main(main), False
+    if len(rows) == len(shut):
+        return _fuse(question, heard, gate)
+    fused, only_best = _fuse(question, _rows_of(heard, rows), gate)
+    return mixed(main, fused, rows), only_best
+
+
+def _rows_of(heard: Heard, rows: Tensor) -> Heard:
+    """Some rows of what the voices say; no grammar holds."""
+    return replace(
+        heard,
+        distributions=[rows_of(one, rows) for one in heard.distributions],
+        weights=heard.weights[rows],
+        boundary=[None if one is None else one[rows.to(one.device)] for one in heard.boundary],
+    )
+
+
+def _fuse(question: Question, heard: Heard, gate: Gatekeeper) -> tuple[FusedDistribution, bool]:
     """What the members say together, and whether only its best entry is meant."""
     task = question.task
     assert task.fuser is not None  # more than one voice
     told = spread(heard.distributions, heard.weights, task.places, task.num_members, task.fuser)
-    best = getattr(task.fuser, "best", None) if _only_best(question, heard.legal) else None
-    return checked((best or task.fuser)(*told)), best is not None
+    asked = not gate.gate.sharpens and _only_best(question, heard.legal)
+    best = getattr(task.fuser, "best", None) if asked else None
+    fused = checked((best or task.fuser)(*told))
+    if heard.legal is not None:
+        fused = restrict(fused, heard.legal, task.voices)
+    return gate.sharpened(fused, heard.weights), best is not None
 
 
 def _only_best(question: Question, legal: Legal | None) -> bool:
     """Whether nothing but the best entry is asked of the fusion: what it adds may be left out."""
     task = question.task
     bare = task.sampling.penalty is None and task.opening is None and legal is None
-    request = task.request
-    asked = watched(request) or request.gate != "always"
-    return bare and question.generators is None and not asked
+    return bare and question.generators is None and not watched(task.request)
 
 
 def _pick(

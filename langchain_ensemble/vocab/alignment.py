@@ -17,6 +17,7 @@ from torch import Tensor
 
 from langchain_ensemble.errors import ConfigError, VocabularyError
 from langchain_ensemble.fusion.base import Alignment, MemberKeys
+from langchain_ensemble.vocab.union_keys import UnionKeys
 from langchain_ensemble.vocab.vocabulary import Vocabulary
 
 
@@ -31,7 +32,7 @@ class Aligned(NamedTuple):
     """
 
     alignment: Alignment
-    key_bytes: list[bytes | None]
+    key_bytes: UnionKeys
     key_of: dict[bytes, int]
 
 
@@ -53,7 +54,7 @@ def align(
     if not vocabularies:
         raise ConfigError("an alignment needs at least one vocabulary; 0 were given")
     main = vocabularies[0][1]
-    key_bytes: list[bytes | None] = [None] * main.width
+    key_bytes = UnionKeys([None] * main.width)
     for key, main_id in main.key_of.items():
         key_bytes[main_id] = key
     others = {key: None for _, vocabulary in vocabularies[1:] for key in vocabulary.key_of}
