@@ -119,7 +119,6 @@ def ask(
     if missing:
         with model:
             model.load()
-            model._lease.warn_of_chat_templates() if isinstance(model, EnsembleLLM) else None
             for start in range(0, len(missing), TOGETHER):
                 places = missing[start : start + TOGETHER]
                 replies = _answered(model, [items[place] for place in places])

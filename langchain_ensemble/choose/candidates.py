@@ -30,11 +30,13 @@ class Size:
         weights: Bytes of its weights as they are held; None: not known.
         cache: Bytes of the KV cache of one longest question and answer; None: not known.
         parameters: Numbers in its weights: a token's cost, next to another candidate's.
+        template: Whether it has a chat template.
     """
 
     weights: int | None
     cache: int | None
     parameters: int
+    template: bool
 
     @property
     def memory(self) -> int | None:
@@ -89,7 +91,8 @@ def measure(member: Member, items: Sequence[Item], max_tokens: int) -> Size:
     token = info.kv_bytes_per_token.get(name)
     longest = max(_length(info, item) for item in items) + max_tokens
     longest = min(longest, info.context or longest)
-    return Size(weights, None if token is None else token * longest, info.parameters)
+    cache = None if token is None else token * longest
+    return Size(weights, cache, info.parameters, info.chat_template)
 
 
 def _held(member: Member, info: MemberInfo) -> str | None:

@@ -1,100 +1,32 @@
-"""What ``choose_members`` found: plain data, as JSON and as a page."""
+"""The report of ``choose_members``: its findings, as a page too."""
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from langchain_ensemble.choose.compare import Ceiling, Pair, System
-from langchain_ensemble.choose.signals import Signal
-from langchain_ensemble.choose.verdict import Contest, Verdict
+from langchain_ensemble.choose.findings import Findings
+from langchain_ensemble.choose.page import page
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which members belong together, and whether it pays.
+class Choice(Findings):
+    """Which members belong together, and whether it pays: what was found, and how it looks."""
 
-    Attributes:
-        verdict: What to use, in one sentence.
-        suggestion: Settings that ``from_config`` of :attr:`suggested_class` reads.
-        suggested_class: ``"EnsembleLLM"`` or ``"ChatEnsemble"``.
-        questions: The dev set's questions.
-        answers: What is right, by question.
-        level: Of all intervals; where several ensembles were tried it is raised, so that the best
-            of them is not taken for better by chance (Bonferroni).
-        systems: Every way to answer that was measured: candidates, samples, votes, ensembles.
-        best: The best single candidate.
-        best_in_memory: The best single candidate in the memory of the ensemble.
-        members: Who was ensembled; one name: nobody.
-        compatible: Whether UniTE's rule takes them.
-        reasons: Why another candidate was not taken, by name.
-        contests: Each other system against the best single candidate, by name.
-        pairs: Every two candidates.
-        ceilings: Of the members, and of all candidates where there are more.
-        signals: Confidences of the best ensemble's answers (of the best candidate's without one).
-        left_out: Candidates that were not measured, and why.
-        skipped: Ensembles that were not measured, and why.
-        vram: Bytes that were allowed; None: no limit.
-    """
-
-    verdict: Verdict
-    suggestion: dict[str, Any]
-    suggested_class: Literal["EnsembleLLM", "ChatEnsemble"]
-    questions: tuple[str, ...]
-    answers: tuple[tuple[str, ...], ...]
-    level: float
-    systems: tuple[System, ...]
-    best: str
-    best_in_memory: str
-    members: tuple[str, ...]
-    compatible: bool
-    reasons: dict[str, str]
-    contests: dict[str, Contest]
-    pairs: tuple[Pair, ...]
-    ceilings: tuple[Ceiling, ...]
-    signals: tuple[Signal, ...]
-    left_out: dict[str, str]
-    skipped: dict[str, str]
-    vram: int | None = None
-
-    def system(self, name: str) -> System:
-        """Give a system by its name."""
-        return next(one for one in self.systems if one.name == name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give everything as JSON values; what is not finite is None."""
-        told: dict[str, Any] = _plain(asdict(self))
-        for system, row in zip(self.systems, told["systems"], strict=True):
-            row["accuracy"] = system.interval(self.level)._asdict()
-            row["length"] = system.length
-        return told
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Give everything as JSON.
+    def to_html(self, path: str | Path | None = None) -> str:
+        """Give everything as one page that needs nothing else.
 
         Args:
             path: Also write it there.
 
         Returns:
-            The text.
+            The page; with pictures where matplotlib is installed (the extra ``plots``).
         """
-        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+        text = page(self)
         if path is not None:
-            Path(path).expanduser().write_text(text + "\n", encoding="utf-8")
+            Path(path).expanduser().write_text(text, encoding="utf-8")
         return text
 
-
-def _plain(value: Any) -> Any:
-    """JSON values: named tuples as mappings, numbers that are not finite as None."""
-    if isinstance(value, dict):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return _plain(value._asdict())
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    def __str__(self) -> str:
+        """The verdict."""
+        return self.verdict.sentence

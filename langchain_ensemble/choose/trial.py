@@ -133,7 +133,22 @@ class Trial:
             told = "; ".join(f"{name}: {why}" for name, why in found.left_out.items())
             who = "no candidate" if not found.systems else f"main={main!r}"
             raise MemberError(f"{who} can be measured: {told}")
+        self._warn_of_templates(found)
         return found
+
+    def _warn_of_templates(self, found: Alone) -> None:
+        both = {member.model for member in EnsembleLLM.demo().params.members}  # learned raw text
+        names = [
+            repr(name)
+            for name, size in found.sizes.items()
+            if size.template and self.candidates[name].model not in both
+        ]
+        if names and not self.chat:
+            warn(
+                f"candidates {', '.join(names)} have a chat template, and the prompts go past it: "
+                "an instruct model may ramble or never end. chat=True (--chat), or messages in the "
+                "dev set, let each read its own template"
+            )
 
     def _measure(self, name: str, budget: int | None, found: Alone) -> None:
         model = self.model([name])

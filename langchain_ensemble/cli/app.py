@@ -182,6 +182,63 @@ def selftest(
 
 
 @app.command()
+def choose(
+    dev: Annotated[Path, typer.Option(metavar="FILE", help="Questions: JSON lines.")],
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option("-m", "--candidates", metavar="NAME=ID", help="Hub id or folder; repeat."),
+    ] = None,
+    config: Config = None,
+    metric: Annotated[
+        str | None, typer.Option(help="exact_match (default), contains, last_number or letter.")
+    ] = None,
+    as_chat: Annotated[
+        bool, typer.Option("--chat", help="Send prompts through the chat templates.")
+    ] = False,
+    vram: Annotated[
+        str | None, typer.Option(metavar="24GB", help="For all members together.")
+    ] = None,
+    main: Main = None,
+    size: Annotated[int | None, typer.Option(help="Members at most; default: 2.")] = None,
+    fusion: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="To be tried; repeat.")
+    ] = None,
+    gate: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="To be tried; repeat.")
+    ] = None,
+    max_tokens: MaxTokens = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keeps answers; a later run goes on.")
+    ] = None,
+    out: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="As .html, .json, .yaml; repeat.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure candidates alone and together: which to ensemble, and whether it pays."""
+    _lazy("choose").choose(
+        candidates,
+        one_config(config),
+        dev,
+        out=out or [],
+        as_json=as_json,
+        metric=metric,
+        chat=as_chat or None,
+        vram=vram,
+        main=main,
+        size=size,
+        fusions=fusion,
+        gates=gate,
+        max_tokens=max_tokens,
+        stop=stop,
+        seed=seed,
+        answers=answers,
+    )
+
+
+@app.command()
 def info(as_json: Json = False) -> None:
     """Print versions, devices, memory and the cache, for bug reports."""
     _lazy("info").info(as_json=as_json)

@@ -1,0 +1,168 @@
+"""Pictures of a choice as SVG texts, in the colours of the page around them.
+
+matplotlib is an extra (``plots``); without it there are no pictures, and the page says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from io import StringIO
+from typing import Any
+
+from langchain_ensemble.choose.compare import System
+from langchain_ensemble.choose.findings import Findings
+
+INK = "#010203"
+"""Stands for the colour of text, and becomes the page's own."""
+
+COLOURS = ("#3b82c4", "#d1602f", "#2f9e6e", "#9a6bc9", "#b8860b", "#c2476f")
+"""Read on white and on black alike."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+KINDS = {"candidate": 0, "self-consistency": 3, "vote": 4, "ensemble": 1}
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def _drawn(draw: Callable[[Any], None], width: float, height: float) -> str:
+    """Draw on one set of axes; the SVG's text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": "langchain-ensemble",  # the same picture for the same numbers
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    style |= {
+        name: INK
+        for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color",
+                     "ytick.color", "grid.color")
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure.add_subplot())
+        out = StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    svg = out.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+
+
+def accuracies(choice: Findings) -> str:
+    """Draw every system's accuracy with its interval, and the ceiling of the members."""
+
+    def draw(axes: Any) -> None:
+        systems = choice.systems[::-1]
+        for place, system in enumerate(systems):
+            _bar(axes, place, system, choice.level)
+        axes.set_yticks(range(len(systems)), [_short(system.name) for system in systems])
+        ceiling = choice.ceilings[0]
+        axes.axvline(100 * ceiling.oracle, color=INK, linestyle=":", linewidth=1)
+        axes.annotate(
+            "any member right", (100 * ceiling.oracle, len(systems) - 0.45), ha="right", va="bottom"
+        )
+        axes.set(xlim=(0, 100), xlabel=f"right %, {100 * choice.level:.4g} % interval")
+        axes.set_ylim(-0.6, len(systems) + 0.1)
+
+    return _drawn(draw, 7, 1.2 + 0.42 * len(choice.systems))
+
+
+def _bar(axes: Any, place: int, system: System, level: float) -> None:
+    mean, low, high = (100 * value for value in system.interval(level))
+    kind = KINDS[system.kind]
+    axes.errorbar(
+        mean,
+        place,
+        xerr=[[mean - low], [high - mean]],
+        fmt=MARKERS[kind],
+        color=COLOURS[kind],
+        capsize=3,
+    )
+
+
+def differences(choice: Findings) -> str:
+    """Draw every system's difference to the best single candidate."""
+
+    def draw(axes: Any) -> None:
+        systems = [one for one in choice.systems if one.name in choice.contests][::-1]
+        for place, system in enumerate(systems):
+            mean, low, high = (100 * value for value in choice.contests[system.name].difference)
+            kind = KINDS[system.kind]
+            axes.errorbar(
+                mean,
+                place,
+                xerr=[[mean - low], [high - mean]],
+                fmt=MARKERS[kind],
+                color=COLOURS[kind],
+                capsize=3,
+            )
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_yticks(range(len(systems)), [_short(system.name) for system in systems])
+        axes.set_ylim(-0.6, len(systems) - 0.4)
+        axes.set(xlabel=f"points above {choice.best}, bootstrap interval")
+
+    return _drawn(draw, 7, 1.0 + 0.42 * len(choice.contests))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 34 else name[:33] + "…"
+
+
+def risk_coverage(choice: Findings) -> str:
+    """Draw how many answers are wrong when only the surest are given."""
+
+    def draw(axes: Any) -> None:
+        for place, one in enumerate(choice.signals):
+            share = [100 * coverage for coverage, _ in one.risk_coverage]
+            risk = [100 * wrong for _, wrong in one.risk_coverage]
+            axes.plot(share, risk, color=COLOURS[place % 6], marker=MARKERS[place % 6],
+                      markersize=3, label=one.name)  # fmt: skip
+        axes.set(xlim=(0, 101), ylim=(0, None), xlabel="answered %, the surest first")
+        axes.set_ylabel("wrong % of those")
+        axes.legend(frameon=False, fontsize=8)
+
+    return _drawn(draw, 5.5, 3.6)
+
+
+def reliability(choice: Findings) -> str:
+    """Draw how often a confidence is right against what it says."""
+
+    def draw(axes: Any) -> None:
+        axes.plot([0, 100], [0, 100], color=INK, linestyle=":", linewidth=1)
+        for place, one in enumerate(choice.signals):
+            said = [100 * confidence for confidence, _, _ in one.reliability]
+            right = [100 * share for _, share, _ in one.reliability]
+            size = [10 + 3 * count for _, _, count in one.reliability]
+            axes.plot(said, right, color=COLOURS[place % 6], linewidth=1, label=one.name)
+            axes.scatter(said, right, s=size, color=COLOURS[place % 6], marker=MARKERS[place % 6])
+        axes.set(xlim=(-2, 102), ylim=(-4, 104), xlabel="confidence %", ylabel="right %")
+        axes.legend(frameon=False, fontsize=8)
+
+    return _drawn(draw, 5.5, 3.6)
+
+
+def pictures(choice: Findings) -> Sequence[tuple[str, str]]:
+    """Draw everything.
+
+    Args:
+        choice: The report.
+
+    Returns:
+        ``(what it shows, SVG)``; nothing without matplotlib.
+    """
+    if not available():
+        return ()
+    drawn = [("Accuracy of each system, with exact intervals", accuracies(choice))]
+    if choice.contests:
+        drawn.append((f"Difference to {choice.best}, the best alone", differences(choice)))
+    if choice.signals:
+        drawn.append(("Wrong answers among the surest", risk_coverage(choice)))
+        drawn.append(("Confidence against share right", reliability(choice)))
+    return drawn
