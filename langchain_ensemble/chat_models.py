@@ -304,6 +304,7 @@ class ChatEnsemble(BaseChatModel, ChatFields):
         member: str | None = None,
         weights: Any = None,
         contexts: Mapping[str, str] | None = None,
+        gate: str | Mapping[str, Any] | None = None,
     ) -> Score:
         """Give an answer's log-likelihood after a conversation, along main's tokens.
 
@@ -313,6 +314,7 @@ class ChatEnsemble(BaseChatModel, ChatFields):
             member: Score by this member alone.
             weights: In place of the field.
             contexts: In place of the field.
+            gate: In place of the field.
 
         Returns:
             Log-probability in nats, bits per byte, number of tokens.
@@ -320,7 +322,7 @@ class ChatEnsemble(BaseChatModel, ChatFields):
         Raises:
             ConfigError: An unknown member, weights that do not sum to 1.
         """
-        asked = self._scored_with(member, weights, contexts)
+        asked = self._scored_with(member, weights, contexts, gate)
         conversation = read_conversation(self._convert_input(messages).to_messages())
         with translated():
             return self._ready().score_chat(conversation, answer, **asked)

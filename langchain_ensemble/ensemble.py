@@ -28,7 +28,7 @@ from langchain_ensemble.fusion import get_fusion
 from langchain_ensemble.fusion.base import Fusion
 from langchain_ensemble.members.base import LoadedMember, MemberPrompt
 from langchain_ensemble.members.loading import load_member, load_members
-from langchain_ensemble.params import EnsembleParams, RequestParams
+from langchain_ensemble.params import EnsembleParams, Gate, RequestParams, check_gate
 from langchain_ensemble.readers import DRAFT, Readers
 from langchain_ensemble.requests import Shares, limits_of, plain_task, voices_with_weight
 from langchain_ensemble.roles import refuse_weights
@@ -205,6 +205,7 @@ class Ensemble:
         weights: Any = None,
         member: str | None = None,
         contexts: Contexts = None,
+        gate: Gate = "always",
     ) -> Score:
         """Fused log-likelihood of a text after a prompt, teacher-forced along main's ids.
 
@@ -214,6 +215,7 @@ class Ensemble:
             weights: As in a request.
             member: Score one member alone, by its own ids.
             contexts: As in a request.
+            gate: As in a request.
 
         Returns:
             The score.
@@ -226,7 +228,7 @@ class Ensemble:
         built = self._ready()
         places, shares = self._scored_places(built, weights, member, "texts")
         prompts = self._readers.raw(built, places, prompt, contexts)
-        return self._score(built, text, prompts, (places, shares))
+        return self._score(built, text, prompts, (places, shares), gate)
 
     def score_chat(
         self,
@@ -236,6 +238,7 @@ class Ensemble:
         weights: Any = None,
         member: str | None = None,
         contexts: Contexts = None,
+        gate: Gate = "always",
     ) -> Score:
         """Fused log-likelihood of an answer to a conversation, teacher-forced along main's ids.
 
@@ -245,6 +248,7 @@ class Ensemble:
             weights: As in a request.
             member: Score one member alone, by its own ids.
             contexts: As in a request.
+            gate: As in a request.
 
         Returns:
             The score.
@@ -258,7 +262,7 @@ class Ensemble:
         places, shares = self._scored_places(built, weights, member, "conversations")
         views = [self._readers.view(built, place, contexts) for place in places]
         prompts = [view.prompt(conversation, ChatRequest()) for view in views]
-        return self._score(built, answer, prompts, (places, shares))
+        return self._score(built, answer, prompts, (places, shares), gate)
 
     @contextmanager
     def alone(self) -> Iterator[tuple[Built, Readers]]:
@@ -279,10 +283,11 @@ class Ensemble:
         return (built.names.index(member),), (1.0,)
 
     def _score(
-        self, built: Built, text: str, prompts: Sequence[MemberPrompt], heard: Shares
+        self, built: Built, text: str, prompts: Sequence[MemberPrompt], heard: Shares, gate: Gate
     ) -> Score:
+        check_gate(gate)
         with self._engine.alone():
-            return self._scores.run(built, self.params, text, prompts, *heard)
+            return self._scores.run(built, self.params, text, prompts, *heard, gate)
 
     # facts
 

@@ -306,6 +306,7 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         member: str | None = None,
         weights: Any = None,
         contexts: Mapping[str, str] | None = None,
+        gate: str | Mapping[str, Any] | None = None,
     ) -> Score:
         """Give a text's log-likelihood, teacher-forced along main's tokens.
 
@@ -315,6 +316,7 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
             member: Score by this member alone.
             weights: In place of the field.
             contexts: In place of the field.
+            gate: In place of the field.
 
         Returns:
             Log-probability in nats, bits per byte, number of tokens, whether greedy decoding
@@ -323,7 +325,7 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         Raises:
             ConfigError: An unknown member, weights that do not sum to 1.
         """
-        asked = self._scored_with(member, weights, contexts)
+        asked = self._scored_with(member, weights, contexts, gate)
         return self._ready().score(text, prompt, **asked)
 
     def as_chat(self, **changes: Any) -> ChatEnsemble:

@@ -36,6 +36,9 @@ FUSIONS = ("average", "context_aware", "contrastive", "deepen", "gac", "proxy", 
 GATES = {"always": (), "threshold": ("below",), "safe": ("consensus", "sharpen")}
 """Rules that say at which positions members are fused, and the names of their settings."""
 
+Gate = str | Mapping[str, Any]
+"""A gate in either of its forms."""
+
 WEIGHT_RULES = ("uniform", "calibrated", "prompt")
 """Weights that are not numbers: equal ones, those of the calibration, by the prompt's score."""
 
@@ -215,11 +218,24 @@ def check_fusion_name(fusion: str | Mapping[str, Any]) -> None:
         raise ConfigError(unknown_name("fusion", name, FUSIONS))
 
 
-def check_gate(gate: str | Mapping[str, Any]) -> None:
-    """Refuse a gate, or a setting of one, that does not exist."""
+def check_gate(gate: Gate) -> None:
+    """Refuse a gate, or a setting of one, that does not exist or has no such value."""
     name = gate if isinstance(gate, str) else gate.get("name")
     if name not in GATES:
         raise ConfigError(unknown_name("gate", name, GATES))
     for setting in () if isinstance(gate, str) else gate:
         if setting != "name" and setting not in GATES[name]:
             raise ConfigError(unknown_name(f"setting of gate={name!r}", setting, GATES[name]))
+        if setting != "name":
+            _check_gate_setting(name, setting, gate[setting])
+
+
+def _check_gate_setting(gate: str, setting: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    good, needed = {
+        "below": (number and 0 < value <= 1, "a probability in (0, 1]"),
+        "consensus": (number and 0 < value < 1, "a probability in (0, 1)"),
+        "sharpen": (isinstance(value, bool), "True or False"),
+    }[setting]
+    if not good:
+        raise ConfigError(f"gate={gate!r} has {setting}={value!r}; it must be {needed}")

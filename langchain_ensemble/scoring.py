@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from langchain_ensemble.building import Built
+from langchain_ensemble.decoding.gates import Gatekeeper
 from langchain_ensemble.decoding.records import Score
 from langchain_ensemble.decoding.score import Scorer
 from langchain_ensemble.members.base import MemberPrompt
@@ -28,6 +29,7 @@ class Scores:
         prompts: Sequence[MemberPrompt],
         places: tuple[int, ...],
         shares: tuple[float, ...],
+        gate: str | Mapping[str, Any] = "always",
     ) -> Score:
         """Score a text.
 
@@ -38,12 +40,13 @@ class Scores:
             prompts: What each voice reads before it.
             places: The voices' places, main first.
             shares: Their weights.
+            gate: Where members are fused, as in a request.
 
         Returns:
             The score.
 
         Raises:
-            ConfigError: A text that main cannot spell.
+            ConfigError: A text that main cannot spell, or a gate that cannot be had here.
         """
         key = (text, tuple(prompts), places)
         last, self._last = self._last, None
@@ -53,7 +56,9 @@ class Scores:
         scorer = last[1] if last and last[0] == key else Scorer(voices, prompts, text)
         fuser = None if len(places) == 1 else built.fuser
         weigh = params.open_boundaries == "discount"
-        score = scorer.run(shares, fuser, places, len(built.members), weigh)
+        keeper = Gatekeeper(gate, voices, built.key_bytes)
+        keeper.check(weigh)
+        score = scorer.run(shares, fuser, places, len(built.members), weigh, keeper)
         if scorer.kept:
             self._last = (key, scorer)
         return score

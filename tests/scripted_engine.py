@@ -165,6 +165,7 @@ class ScriptedEnsemble:
         weights: Any,
         member: str | None,
         contexts: Mapping[str, str] | None,
+        gate: str | Mapping[str, Any],
     ) -> Score:
         self.load()
         return Score(-1.0 - (member is not None), len(answer), 1.0, 1, False, 1)
@@ -186,6 +187,7 @@ class ScriptedEnsemble:
         weights: Any,
         member: str | None,
         contexts: Mapping[str, str] | None,
+        gate: str | Mapping[str, Any],
     ) -> Score:
         self.load()
         return Score(-1.0 - (member is not None), len(text), 1.0, 1, False, 1)

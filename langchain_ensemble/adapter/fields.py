@@ -191,7 +191,11 @@ class EnsembleFields(DeclaredFields):
         self.unload()
 
     def _scored_with(
-        self, member: str | None, weights: Any, contexts: Mapping[str, str] | None
+        self,
+        member: str | None,
+        weights: Any,
+        contexts: Mapping[str, str] | None,
+        gate: str | Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         """Check what ``score`` was asked for, and give what it means."""
         names = self.params.names
@@ -206,7 +210,8 @@ class EnsembleFields(DeclaredFields):
         self._check_weights(chosen)
         own = self.contexts if contexts is None else contexts
         check_contexts(own, names)
-        return {"weights": chosen, "member": member, "contexts": own}
+        asked = self.gate if gate is None else gate
+        return {"weights": chosen, "member": member, "contexts": own, "gate": asked}
 
     @classmethod
     def demo(cls, **settings: Any) -> Self:

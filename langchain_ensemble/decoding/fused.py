@@ -18,10 +18,10 @@ from langchain_ensemble.decoding.gates import OPEN as FUSED
 from langchain_ensemble.decoding.gates import (
     REASONS,
     Gatekeeper,
-    main_only,
     mixed,
     of_main,
     rows_of,
+    weights_behind,
 )
 from langchain_ensemble.decoding.hearing import Heard, hear
 from langchain_ensemble.decoding.masks import Legal, restrict, said_together, stuck
@@ -52,9 +52,7 @@ def choose_fused(question: Question) -> list[Chosen]:
     distributions, legal = heard.distributions, heard.legal
     gate = Gatekeeper(task.request.gate, voices, task.key_bytes)
     shut = gate.codes(distributions, heard.weights, heard.boundary)
-    weights = heard.weights
-    if shut is not None:
-        weights = torch.where(shut[:, None] == FUSED, weights, main_only(weights))
+    weights = weights_behind(heard.weights, shut)
     fused, only_best = _behind(question, replace(heard, weights=weights), gate, shut)
     dead = weights.new_zeros(()).expand(len(rows))
     if any(one.abstain is not None for one in distributions):

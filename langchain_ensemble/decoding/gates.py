@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.decoding.protocols import Voice
-from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.fusion.base import (
     FusedDistribution,
@@ -95,28 +94,6 @@ def read_gate(given: str | Mapping[str, Any]) -> Gate:
         return Gate(given)
     known = {one.name for one in fields(Gate)}
     return Gate(**{name: value for name, value in given.items() if name in known})
-
-
-def check_gate_fits(task: Task) -> None:
-    """Refuse a gate that this request's members cannot have.
-
-    Args:
-        task: The request.
-
-    Raises:
-        ConfigError: Nobody knows where the members' tokens end.
-    """
-    _check(read_gate(task.request.gate), task.voices, task.weigh_boundaries)
-
-
-def _check(gate: Gate, voices: Sequence[Voice], weigh_boundaries: bool) -> None:
-    others = [voice.member.name for voice in voices if not voice.verbatim]
-    if gate.name == "safe" and others and not weigh_boundaries:
-        raise ConfigError(
-            f"gate='safe' fuses where the tokens of all members end, and with "
-            f"open_boundaries='vote' nobody weighs where those of {', '.join(map(repr, others))} "
-            "do; use open_boundaries='discount' or another gate"
-        )
 
 
 # the rules, pure
@@ -273,6 +250,31 @@ class Gatekeeper:
         self.gate = read_gate(gate)
         self._voices, self._keys = voices, keys
 
+    def check(self, weigh_boundaries: bool) -> None:
+        """Refuse a gate that these members cannot have.
+
+        Args:
+            weigh_boundaries: Whether it is known where the members' tokens end.
+
+        Raises:
+            ConfigError: The gate asks for that, and it is not.
+        """
+        others = [repr(v.member.name) for v in self._voices if not v.verbatim]
+        if self.gate.name == "safe" and others and not weigh_boundaries:
+            raise ConfigError(
+                "gate='safe' fuses where a token of every member ends; with "
+                f"open_boundaries='vote' nobody weighs where those of {', '.join(others)} do. "
+                "Use open_boundaries='discount' or another gate"
+            )
+
+    def refuse_bytes(self) -> None:
+        """Refuse a gate where a text is walked byte by byte: there are no steps of main's."""
+        if self.gate.name != "always":
+            raise ConfigError(
+                f"a score over bytes has no tokens of main's at which gate={self.gate.name!r} "
+                "could open or shut; score with gate='always'"
+            )
+
     def codes(
         self,
         distributions: Sequence[MemberDistribution],
@@ -314,15 +316,43 @@ class Gatekeeper:
             fused, (weights > 0).sum(-1) > 1, *self._ordered.ranges(fused.logprobs.device)
         )
 
+    def scored(
+        self, scores: Tensor, fused: FusedDistribution, weights: Tensor, targets: Tensor
+    ) -> tuple[Tensor, FusedDistribution]:
+        """Sharpen a fusion's scores as its distribution is sharpened.
+
+        Args:
+            scores: [N] log-probability of one union key a row, completed by the fusion.
+            fused: What the members say together.
+            weights: [N, voices] behind the gate.
+            targets: [N] union keys.
+
+        Returns:
+            The scores and the distribution; a key that the distribution lacks keeps its score.
+        """
+        told = self.sharpened(fused, weights)
+        if told is fused:
+            return scores, fused
+        gained = told.logprob_of(targets) - fused.logprob_of(targets)
+        return scores + torch.where(gained.isfinite(), gained, 0.0), told
+
     @property
     def _ordered(self) -> Ordered:
         assert isinstance(self._keys, Ordered)  # the alignment made them so
         return self._keys
 
 
-def main_only(weights: Tensor) -> Tensor:
-    """All weight on main, [N, voices] as the weights that are given."""
-    return torch.cat([torch.ones_like(weights[:, :1]), torch.zeros_like(weights[:, 1:])], -1)
+def weights_behind(weights: Tensor, shut: Tensor | None) -> Tensor:
+    """All weight on main where a gate is shut.
+
+    Args:
+        weights: [N, voices].
+        shut: [N] why main speaks alone, :data:`OPEN`: it does not; None: nowhere.
+    """
+    if shut is None:
+        return weights
+    only = torch.cat([torch.ones_like(weights[:, :1]), torch.zeros_like(weights[:, 1:])], -1)
+    return torch.where(shut[:, None] == OPEN, weights, only)
 
 
 def rows_of(distribution: MemberDistribution, rows: Tensor | slice) -> MemberDistribution:

@@ -22,6 +22,7 @@ from langchain_ensemble.decoding.fusing import (
     spread,
     voice_distribution,
 )
+from langchain_ensemble.decoding.gates import OPEN, Gatekeeper, mixed, weights_behind
 from langchain_ensemble.decoding.protocols import Voice
 from langchain_ensemble.decoding.reading import Reader, Stand, stands
 from langchain_ensemble.decoding.records import Score
@@ -111,6 +112,7 @@ class Scorer:
         places: Sequence[int],
         num_members: int,
         weigh_boundaries: bool,
+        gate: Gatekeeper | None = None,
     ) -> Score:
         """Read the text and add up its log-probability.
 
@@ -120,6 +122,7 @@ class Scorer:
             places: Each voice's place among the members the fuser was built for.
             num_members: How many those are.
             weigh_boundaries: Whether open boundaries discount auxiliaries.
+            gate: Where members are fused; None: everywhere.
 
         Returns:
             The score.
@@ -130,8 +133,7 @@ class Scorer:
                 got, best = self._raw(chunk)
             else:
                 rows = row_weights(weights, chunk.distributions, chunk.silent, chunk.boundary)
-                wide = spread(chunk.distributions, rows, places, num_members, fuser)
-                got, best = self._fused(chunk, fuser, wide)
+                got, best = self._fused(chunk, fuser, rows, (places, num_members), gate)
             values = torch.stack([got.float(), best.float()]).cpu().double()
             if bool(values[0].isnan().any()):
                 raise MemberError("the fusion gave a score that is not a number; it is at fault")
@@ -223,14 +225,28 @@ class Scorer:
         return got, chunk.logits.argmax(-1) == target
 
     def _fused(
-        self, chunk: Chunk, fuser: Fuser, wide: tuple[list[MemberDistribution | None], Tensor]
+        self,
+        chunk: Chunk,
+        fuser: Fuser,
+        rows: Tensor,
+        seats: tuple[Sequence[int], int],
+        gate: Gatekeeper | None,
     ) -> tuple[Tensor, Tensor]:
         keys, _ = keys_of(self._voices[0])
-        distributions, weights = wide
+        main = chunk.distributions[0]
+        shut = gate and gate.codes(chunk.distributions, rows, chunk.boundary)
+        rows = weights_behind(rows, shut)
+        distributions, weights = spread(chunk.distributions, rows, *seats, fuser)
         ids = torch.tensor(self._ids[chunk.at : chunk.end], device=weights.device)
         target = keys.representative[ids]
         got = fuser.score(distributions, weights, target)
         fused = fuser(distributions, weights)
+        if gate is not None:
+            got, fused = gate.scored(got, fused, rows, target)
+        if shut is not None:
+            own = main.logprobs.gather(1, target[:, None])[:, 0]
+            got = torch.where(shut == OPEN, got, own)
+            fused = mixed(main, fused, shut == OPEN)
         best = fused.logprob_of(target) >= torch.maximum(fused.logprobs.amax(-1), fused.end)
         return got, best
 
