@@ -35,14 +35,19 @@ class Chosen:
 
 
 def naive_greedy(
-    ensemble: Ensemble, prompt: str, steps: int, weights: list[float], boundaries: bool
+    ensemble: Ensemble,
+    prompt: str,
+    steps: int,
+    weights: list[float],
+    boundaries: bool,
+    contexts: tuple[str, ...] = (),
 ) -> tuple[bytes, list[int]]:
     """Greedy decoding of one prompt with every member a voice.
 
     Returns:
         The answer's bytes and the chosen union keys (-1: END, which stops).
     """
-    got = naive_decode(ensemble, prompt, steps, weights, boundaries)
+    got = naive_decode(ensemble, prompt, steps, weights, boundaries, contexts=contexts)
     return got.answer, got.keys
 
 
@@ -54,10 +59,15 @@ def naive_decode(
     boundaries: bool,
     grammar: CompiledGrammar | None = None,
     opening: Opening | None = None,
+    contexts: tuple[str, ...] = (),
 ) -> Chosen:
-    """The same, under a grammar or with a way to open calls (key -2, which stops)."""
+    """The same, under a grammar or with a way to open calls (key -2, which stops).
+
+    ``contexts``: what each member, main first, reads before the prompt.
+    """
     built: Any = ensemble._ready()
-    prompts = [v.member.prompt(prompt) for v in built.voices]
+    told = contexts or ("",) * len(built.voices)
+    prompts = [v.member.prompt(t + prompt) for v, t in zip(built.voices, told, strict=True)]
     out, main_ids = Chosen(), []
     lead = [
         b" " * int(p.text_start and v.vocabulary.dummy_prefix)
