@@ -100,7 +100,7 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "ensemble": ("torch",),
     "choose": ("torch", "numpy", "matplotlib", "pydantic"),
     "evaluate": ("pydantic", "langchain_core"),
-    "lm_eval": ("torch", "lm_eval"),
+    "lm_eval": ("torch", "lm_eval", "tqdm"),
     "confidence": (),
     "trace": (),
     "adapter": ("langchain_core", "pydantic", "yaml", "huggingface_hub"),  # where its cache is
