@@ -8,13 +8,14 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from langchain_ensemble.chat.conversation import ChatRequest
 from langchain_ensemble.chat_models import ChatEnsemble
 from langchain_ensemble.choose.devset import Item
+from langchain_ensemble.confidence import confidence_features
 from langchain_ensemble.decoding.records import TokenRecord
 from langchain_ensemble.errors import ConfigError, EnsembleWarning
 from langchain_ensemble.llms import EnsembleLLM
@@ -33,20 +34,14 @@ class Reply:
     Attributes:
         text: What was said.
         steps: Decode steps.
-        fused: Share of them in which more than one member had a say.
         seconds: Its share of the time that its batch took.
-        logprob: Mean log-probability of its tokens, in nats, as fused; None without tokens.
-        main_logprob: The same under main alone.
-        features: How far apart the members were, by name.
+        features: How it came about, by the names of ``confidence.FEATURES``.
     """
 
     text: str
     steps: int
-    fused: float
     seconds: float
-    logprob: float | None
-    main_logprob: float | None
-    features: dict[str, float] = field(default_factory=dict)
+    features: dict[str, float]
 
 
 class Answers:
@@ -142,8 +137,10 @@ def _answered(model: Model, items: Sequence[Item]) -> list[list[Reply]]:
         with ThreadPoolExecutor(len(items)) as pool:
             rows = list(pool.map(lambda item: _chat(model, item), items))
     seconds = (time.perf_counter() - began) / sum(map(len, rows))
-    main = model.params.main_name
-    return [[_reply(text, tokens, main, seconds) for text, tokens in row] for row in rows]
+    return [
+        [Reply(text, len(tokens), seconds, confidence_features(tokens)) for text, tokens in row]
+        for row in rows
+    ]
 
 
 def _chat(model: ChatEnsemble, item: Item) -> list[tuple[str, tuple[TokenRecord, ...]]]:
@@ -158,24 +155,6 @@ def _chat(model: ChatEnsemble, item: Item) -> list[tuple[str, tuple[TokenRecord,
                     texts[piece.row] += piece.text
                     tokens[piece.row] += piece.tokens
     return [(text, tuple(seen)) for text, seen in zip(texts, tokens, strict=True)]
-
-
-def _reply(text: str, tokens: Sequence[TokenRecord], main: str, seconds: float) -> Reply:
-    own = [token.members.get(main) for token in tokens]
-    return Reply(
-        text=text,
-        steps=len(tokens),
-        fused=sum(token.fused for token in tokens) / max(1, len(tokens)),
-        seconds=seconds,
-        logprob=_mean([token.logprob for token in tokens]),
-        main_logprob=_mean(own),
-        features={},
-    )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def warn(message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -184,11 +183,9 @@ def vote(item: Item, replies: Sequence[Reply], *, likeliest: bool = False) -> Re
     counts = Counter(one for one in said if one) or Counter(said)
     most = max(counts.values())
     left = [reply for one, reply in zip(said, replies, strict=True) if counts[one] == most]
-    return max(left, key=_likelihood) if likeliest else left[0]
-
-
-def _likelihood(reply: Reply) -> float:
-    return -math.inf if reply.logprob is None else reply.logprob
+    if likeliest:
+        return max(left, key=lambda reply: reply.features["mean_logprob"])
+    return left[0]
 
 
 def agreement(item: Item, text: str, replies: Sequence[Reply]) -> float:

@@ -26,9 +26,10 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align:
   vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
 thead th { white-space: nowrap; }
-table.text td { text-align: left; overflow-wrap: anywhere; white-space: pre-wrap; }
+td { white-space: nowrap; } td:first-child { min-width: 9rem; white-space: normal; }
+table.text td { text-align: left; min-width: 8rem; overflow-wrap: anywhere; white-space: pre-wrap; }
 p.note { font-size: .9rem; opacity: .8; }
-figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; } figure svg { max-width: 100%; min-width: 30rem; height: auto; }
 pre { background: var(--soft); padding: .6rem; overflow-x: auto; }
 """
 

@@ -10,8 +10,7 @@ from langchain_ensemble.choose.asking import Reply
 from langchain_ensemble.choose.compare import agreement
 from langchain_ensemble.choose.devset import Item
 from langchain_ensemble.choose.stats import auroc, reliability, risk_coverage
-
-CONSISTENCY = "agreement of {} samples of {}"
+from langchain_ensemble.confidence import raw_confidence
 
 
 @dataclass(frozen=True)
@@ -79,20 +78,27 @@ def signals(
         sampled: Who was sampled, and ``[question][n]`` samples.
 
     Returns:
-        The members' agreement, where there are several; main's mean token probability; how many of
-        the samples come to the same answer.
+        Where several members had a say, their confidence and their agreement; main's mean token
+        probability; the share of the samples that come to the same answer.
     """
-    found = {}
-    for name in replies[0].features:
-        found[f"members: {name}"] = [reply.features[name] for reply in replies]
-    own = [reply.main_logprob if reply.main_logprob is not None else reply.logprob
-           for reply in replies]  # fmt: skip
-    if None not in own:
-        found[f"token probability of {main}"] = [math.exp(min(0.0, one or 0.0)) for one in own]
+    features = [reply.features for reply in replies]
+    alone = not any(one["share_fused"] for one in features)
+    own = "mean_logprob" if alone else "mean_main_logprob"
+    found = {f"token probability of {main}": [_probability(one[own]) for one in features]}
+    if not alone:
+        found = {
+            "confidence of the members": [raw_confidence(one) for one in features],
+            "agreement of the members": [1 - one["mean_disagreement"] for one in features],
+            **found,
+        }
     if sampled is not None:
         who, samples = sampled
-        found[CONSISTENCY.format(len(samples[0]), who)] = [
+        found[f"agreement of {len(samples[0])} samples of {who}"] = [
             agreement(item, reply.text, those)
             for item, reply, those in zip(items, replies, samples, strict=True)
         ]
     return tuple(signal(name, of, values, right) for name, values in found.items())
+
+
+def _probability(logprob: float) -> float:
+    return math.exp(min(0.0, logprob))

@@ -209,7 +209,7 @@ class Trial:
                 warn(f"{name} is left out: {error}")
                 continue
             replies = found.replies[name] = [one for (one, *_) in rows]
-            fused = sum(reply.fused * reply.steps for reply in replies)
+            fused = sum(reply.features["share_fused"] * reply.steps for reply in replies)
             share = fused / max(1, sum(reply.steps for reply in replies))
             found.ensembles[name] = self._system(
                 name, "ensemble", members, replies, memory, fused=share, settings=dict(plan)
