@@ -31,6 +31,7 @@ from langchain_ensemble.llms import EnsembleLLM
 from langchain_ensemble.params import Member
 
 if TYPE_CHECKING:
+    from langchain_ensemble.choose.members import choose_members
     from langchain_ensemble.ensemble import Ensemble
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "UnfinishedError",
     "VocabularyError",
     "__version__",
+    "choose_members",
     "register",
 ]
 
@@ -60,6 +62,10 @@ def __getattr__(name: str) -> Any:
         from langchain_ensemble.ensemble import Ensemble  # torch and transformers: seconds
 
         return Ensemble
+    if name == "choose_members":
+        from langchain_ensemble.choose.members import choose_members  # the same
+
+        return choose_members
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -18,8 +18,7 @@ from langchain_ensemble.choose.signals import Signal, signals
 from langchain_ensemble.choose.trial import SAMPLED, VOTED, Alone, Together, Trial
 from langchain_ensemble.choose.verdict import Contest, Evidence, Verdict, decide
 from langchain_ensemble.errors import ConfigError, unknown_name
-from langchain_ensemble.member import Member, name_members
-from langchain_ensemble.params import DEFAULT_MAX_TOKENS
+from langchain_ensemble.params import DEFAULT_MAX_TOKENS, Member, name_members
 
 OURS = ("members", "fusion", "gate", "main", "n", "logprobs", "trace", "abstain_below", "draft")
 """Settings that this function decides itself."""

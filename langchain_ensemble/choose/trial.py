@@ -14,7 +14,7 @@ from langchain_ensemble.choose.compare import System
 from langchain_ensemble.choose.devset import Item
 from langchain_ensemble.errors import EnsembleError, MemberError
 from langchain_ensemble.llms import EnsembleLLM
-from langchain_ensemble.member import Member
+from langchain_ensemble.params import Member
 
 SAMPLES = 5
 """Samples for the consistency that confidences are compared with."""

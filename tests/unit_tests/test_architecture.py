@@ -65,6 +65,7 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "confidence": ("errors", "decoding.records"),  # plain data
     "trace": ("errors", "decoding.records", "confidence"),  # plain data
     "adapter": ADAPTER,
+    "views": ("errors", "member"),
     "llms": (*ADAPTER, "chat_models"),  # as_chat()
     "chat_models": ADAPTER,
     "demo": EVERYTHING,
@@ -104,6 +105,7 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
     "confidence": (),
     "trace": (),
     "adapter": ("langchain_core", "pydantic", "yaml", "huggingface_hub"),  # where its cache is
+    "views": ("langchain_core",),
     "llms": ("langchain_core", "pydantic"),
     "chat_models": ("langchain_core", "pydantic"),
     "demo": ("rich", "langchain_core", "langchain", "pydantic"),
@@ -120,6 +122,7 @@ TYPES_ONLY = {  # names for annotations, never imported when the program runs
 }
 LAZY = {  # the only function-level imports of our own modules: torch is read at first use
     ("__init__", "ensemble"),
+    ("__init__", "choose.members"),
     ("adapter.engines", "ensemble"),
 }
 LAZY_PARTS = ("cli", "demo")  # so that --help is instant

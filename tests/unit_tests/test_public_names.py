@@ -27,6 +27,7 @@ PUBLIC = [
     "UnfinishedError",
     "VocabularyError",
     "__version__",
+    "choose_members",
     "register",
 ]
 
