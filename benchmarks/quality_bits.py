@@ -18,7 +18,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from quality_common import ROOT, SHARED, Store, pieces
+from quality_common import GATES, ROOT, SHARED, Store, pieces
 
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.params import FUSIONS as SHIPPED
@@ -133,36 +133,45 @@ def learned(owner: Ensemble, texts: Sequence[str], count: int) -> Weights:
     return best_of(tried, sums)
 
 
-def measure(names: Sequence[str], main: str, label: str, texts: Any, store: Store) -> None:
-    """All weights of one set of members, main and fusion; one row each.
+def measure(
+    names: Sequence[str], main: str, label: str, wanted: Sequence[str], data: tuple[Any, Store]
+) -> None:
+    """All weights and gates of one set of members, main and fusion; one row each.
+
+    Weights are learned where all positions are fused, and used behind the gates too.
 
     Args:
         names: Members.
         main: Whose vocabulary is walked.
         label: One of :data:`FUSIONS`.
-        texts: Held-out pieces, other pieces.
-        store: Where rows go.
+        wanted: Names of gates.
+        data: Held-out pieces and other pieces; where rows go.
     """
+    (held_out, other), store = data
     key = {"members": list(names), "main": main, "fusion": label}
-    if store.find(**key):
+    todo = [gate for gate in wanted if not store.find(**key, gate=gate)]
+    if not todo:
         return
-    held_out, other = texts
     started = time.process_time()
     with ensemble(names, main, FUSIONS[label]) as owner:
         ways: dict[str, Any] = {"uniform": "uniform"}
         for n, name in enumerate(names):
             ways[f"all on {name}"] = tuple(float(n == k) for k in range(len(names)))
-        ways["learned"] = learned(owner, other, len(names))
-        nats: dict[str, list[float]] = {way: [] for way in ways}
+        before = store.find(**key, weights="learned")
+        ways["learned"] = before["values"] if before else learned(owner, other, len(names))
+        nats: dict[tuple[str, str], list[float]] = {(g, way): [] for g in todo for way in ways}
         for text in held_out:
-            for way, weights in ways.items():
-                nats[way].append(round(nats_of(owner, text, weights=weights), 4))
+            for (gate, way), found in nats.items():
+                how = {} if gate == "always" else {"gate": GATES[gate]}
+                found.append(round(nats_of(owner, text, weights=ways[way], **how), 4))
+    rows = [
+        {**key, "gate": gate, "weights": way, "values": ways[way], "nats": found}
+        for (gate, way), found in nats.items()
+    ]
+    store.add(*rows)
     spent = round(time.process_time() - started, 1)
-    store.add(
-        *({**key, "weights": way, "values": ways[way], "nats": nats[way]} for way in ways),
-    )
-    total = {way: sum(found) for way, found in nats.items()}
-    sys.stdout.write(f"{names} main {main} {label}: {total} learned {ways['learned']} {spent} s\n")
+    total = {f"{gate} {way}": round(sum(found), 1) for (gate, way), found in nats.items()}
+    sys.stdout.write(f"{names} main {main} {label}: {total} {ways['learned']} {spent} s\n")
     sys.stdout.flush()
 
 
@@ -190,6 +199,7 @@ def sets() -> list[tuple[tuple[str, ...], str]]:
 def main() -> None:
     """Measure what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gates", nargs="*", default=list(GATES), choices=list(GATES))
     parser.add_argument("--only", nargs="*", default=[], help="words of a fusion's or main's name")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -207,7 +217,7 @@ def main() -> None:
         for label in FUSIONS:
             wanted = all(word in f"{label} {first}" for word in given.only)
             if wanted and label.split()[0] in SHIPPED:
-                measure(names, first, label, (held_out, other), store)
+                measure(names, first, label, given.gates, ((held_out, other), store))
 
 
 if __name__ == "__main__":

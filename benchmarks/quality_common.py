@@ -16,6 +16,12 @@ RESULTS = Path(__file__).parent / "results"
 PIECE = 230
 """Bytes of a piece of text at most: the smallest context of the small models is 256 ids."""
 
+GATES: dict[str, Any] = {
+    "always": "always",
+    "threshold": {"name": "threshold", "below": 0.5},
+    "safe": "safe",
+}
+
 
 def pieces(name: str, count: int | None = None) -> list[str]:
     """Cut a text of one paragraph a line into pieces, at spaces, without newlines.

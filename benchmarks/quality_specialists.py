@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from quality_bits import FUSIONS, SHIPPED, best_of, grid
-from quality_common import Store
+from quality_common import GATES, Store
 from specialists import FOLDER, NAMES, Item, split
 
 from langchain_ensemble.confidence import confidence_features
@@ -27,11 +27,6 @@ from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.params import EnsembleParams, RequestParams
 
 MEMBERS = NAMES[:2]
-GATES: dict[str, Any] = {
-    "always": "always",
-    "threshold": {"name": "threshold", "below": 0.5},
-    "safe": "safe",
-}
 SAMPLES, TEMPERATURE, AT_ONCE = 5, 0.7, 40
 
 

@@ -32,6 +32,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
+from demo_texts import countries
 
 FOLDER = ROOT / "out" / "specialists"
 NAMES = ("sums", "facts", "both")
@@ -122,8 +123,6 @@ def facts(shared: Path = SHARED) -> tuple[list[Item], list[Item]]:
     Returns:
         Two ways of asking for each, to learn from, and the third, held out.
     """
-    from demo_texts import countries
-
     rng = random.Random("facts")
     known, asked = [], []
     for country in countries(shared):
