@@ -18,6 +18,7 @@ from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext, MemberK
 from langchain_ensemble.members.base import LoadedMember
 from langchain_ensemble.store import Store
 from langchain_ensemble.vocab.alignment import Aligned, align, check_common
+from langchain_ensemble.vocab.byte_trie import ByteTrie
 from langchain_ensemble.vocab.pair_table import pair_table
 from langchain_ensemble.vocab.sorted_keys import SortedKeys
 from langchain_ensemble.vocab.vocabulary import Vocabulary
@@ -79,8 +80,9 @@ def build(
     named = [(m.name, v) for m, v in zip(members, vocabularies, strict=True)]
     aligned = align(named, device=device)
     check_common(aligned, fusion.needs.min_common, fusion.name)
+    make = _own_voice if fusion.needs.paths else _voice
     voices = tuple(
-        _voice(m, v, keys, vocabularies[0], aligned, open_boundaries, store)
+        make(m, v, keys, vocabularies[0], aligned, open_boundaries, store)
         for m, v, keys in zip(members, vocabularies, aligned.alignment.members, strict=True)
     )
     context = FusionContext(
@@ -164,4 +166,36 @@ def _voice(
         sorted_keys=SortedKeys(vocabulary) if weigh else None,
         pairs=None if verbatim else pair_table(aligned, vocabulary, store.remember),
         verbatim=verbatim,
+    )
+
+
+def _own_voice(
+    member: LoadedMember,
+    vocabulary: Vocabulary,
+    keys: MemberKeys,
+    main: Vocabulary,
+    aligned: Aligned,
+    open_boundaries: Literal["discount", "vote"],
+    store: Store,
+) -> Voice:
+    """A voice that holds the answer in its own ids, main too, and is heard byte by byte.
+
+    Nobody is asked to say only what main can hold: a step ends where main can. Nor are open
+    boundaries weighed: the paths say what they would.
+    """
+    states = next_states(vocabulary.token_bytes).to(member.device)  # [8, V_i]
+    allowed = states != REJECT
+    ends = keys.end_ids.to(member.device)
+    allowed[START, ends] = True
+    allowed[1:, ends] = False  # no END inside a character
+    tree = ByteTrie(vocabulary, member.device)
+    return Voice(
+        member=member,
+        vocabulary=vocabulary,
+        keys=keys.to(member.device),
+        allowed=allowed,
+        sorted_keys=tree,
+        pairs=pair_table(aligned, vocabulary, store.remember),
+        verbatim=False,
+        trie=tree,
     )

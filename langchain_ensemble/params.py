@@ -30,7 +30,10 @@ __all__ = [
     "name_members",
 ]
 
-FUSIONS = ("average", "context_aware", "contrastive", "deepen", "gac", "proxy", "unite")
+FUSIONS = (
+    *("average", "bytes", "context_aware", "contrastive", "deepen", "gac", "proxy"),
+    "unite",
+)
 """Names of the fusions that the package ships (``fusion.FUSIONS`` holds the classes)."""
 
 GATES = {"always": (), "threshold": ("below",), "safe": ("consensus", "sharpen")}
@@ -197,6 +200,12 @@ class RequestParams(Settings):
                 "abstain_below",
                 self.abstain_below is None or 0 <= self.abstain_below <= 1,
                 "in [0, 1], or None",
+            ),
+            (
+                "abstain_below",
+                self.abstain_below is None or self.n == 1,
+                f"None with n={self.n}: it refuses one answer, and that asks for several; each of "
+                "them has its confidence in the metadata",
             ),
         )
         _check(self, rules)

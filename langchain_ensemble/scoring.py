@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from langchain_ensemble.building import Built
+from langchain_ensemble.decoding.byte_score import ByteScorer
 from langchain_ensemble.decoding.gates import Gatekeeper
 from langchain_ensemble.decoding.records import Score
 from langchain_ensemble.decoding.score import Scorer
@@ -19,7 +20,7 @@ class Scores:
 
     def __init__(self) -> None:
         """Start with nothing kept."""
-        self._last: tuple[tuple[Any, ...], Scorer] | None = None
+        self._last: tuple[tuple[Any, ...], Scorer | ByteScorer] | None = None
 
     def run(
         self,
@@ -51,14 +52,22 @@ class Scores:
         key = (text, tuple(prompts), places)
         last, self._last = self._last, None
         voices = [built.voices[p] for p in places]
-        if len(voices) == 1:  # alone it is main, and its own ids are walked
-            voices = [replace(voices[0], verbatim=True)]
-        scorer = last[1] if last and last[0] == key else Scorer(voices, prompts, text)
-        fuser = None if len(places) == 1 else built.fuser
+        fuser, size = built.fuser, len(built.members)
+        scorer = None if last is None or last[0] != key else last[1]
         weigh = params.open_boundaries == "discount"
         keeper = Gatekeeper(gate, voices, built.key_bytes)
         keeper.check(weigh)
-        score = scorer.run(shares, fuser, places, len(built.members), weigh, keeper)
-        if scorer.kept:
-            self._last = (key, scorer)
+        if fuser is not None and hasattr(fuser, "over_bytes"):  # one voice too: comparable
+            keeper.refuse_bytes()
+            walker = scorer if isinstance(scorer, ByteScorer) else ByteScorer(voices, prompts, text)
+            score = walker.run(shares, fuser, places, size)
+            self._last = (key, walker)
+            return score
+        if len(voices) == 1:  # alone it is main, and its own ids are walked
+            voices = [replace(voices[0], verbatim=True)]
+            fuser = None
+        reader = scorer if isinstance(scorer, Scorer) else Scorer(voices, prompts, text)
+        score = reader.run(shares, fuser, places, size, weigh, keeper)
+        if reader.kept:
+            self._last = (key, reader)
         return score

@@ -44,6 +44,7 @@ CONFIG_FIELDS = (*(name for name in FIXED if name not in ("members", "hf_token")
 
 FUSION_SETTINGS = {
     "average": ("mean",),
+    "bytes": ("mean",),
     "context_aware": ("with_context", "without", "strength"),
     "contrastive": ("expert", "amateur", "alpha", "beta"),
     "deepen": (

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from langchain_ensemble.fusion.base import MemberKeys, ceiling
+from langchain_ensemble.fusion.base import MemberKeys, Trie, ceiling
 from langchain_ensemble.members.base import LoadedMember, Processor
 
 
@@ -83,6 +83,19 @@ class SortedKeysLike(Protocol):
         """Position of one key."""
 
 
+class ByteTrieLike(SortedKeysLike, Protocol):
+    """The same keys as a tree of bytes, whose nodes are columns."""
+
+    trie: Trie
+    """The tree as index tensors, on the voice's device."""
+
+    def column(self, prefix: bytes) -> int:
+        """The node below which the keys stand that start with some bytes."""
+
+    def following(self, prefix: bytes) -> tuple[Tensor, Tensor]:
+        """The bytes that can follow within a key, and the nodes they lead to; on the host."""
+
+
 @dataclass(frozen=True)
 class Voice:
     """One member as the loop sees it.
@@ -97,6 +110,7 @@ class Voice:
         verbatim: Whether it takes main's ids as they are (main itself, and equal tokenizers).
         turns: Whether it answers in a conversation: alone it ends at every END of its vocabulary,
             its template's end of a turn too, which configs leave out at times.
+        trie: ``sorted_keys`` as a tree, where the fusion hears members byte by byte.
     """
 
     member: LoadedMember
@@ -107,6 +121,7 @@ class Voice:
     pairs: PairTableLike | None
     verbatim: bool
     turns: bool = False
+    trie: ByteTrieLike | None = None
 
     @cached_property
     def ceilings(self) -> Tensor:

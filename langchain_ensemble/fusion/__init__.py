@@ -9,6 +9,7 @@ from typing import Any
 from langchain_ensemble.errors import ConfigError, unknown_name
 from langchain_ensemble.fusion.average import Average
 from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext
+from langchain_ensemble.fusion.bytes import Bytes
 from langchain_ensemble.fusion.context_aware import ContextAware
 from langchain_ensemble.fusion.contrastive import Contrastive
 from langchain_ensemble.fusion.deepen import Deepen
@@ -18,6 +19,7 @@ from langchain_ensemble.fusion.unite import Unite
 
 Kind = (
     type[Average]
+    | type[Bytes]
     | type[ContextAware]
     | type[Contrastive]
     | type[Deepen]
@@ -28,6 +30,7 @@ Kind = (
 
 FUSIONS: dict[str, Kind] = {
     "average": Average,
+    "bytes": Bytes,
     "context_aware": ContextAware,
     "contrastive": Contrastive,
     "deepen": Deepen,
@@ -87,6 +90,7 @@ def prepare(fusion: Fusion, context: FusionContext) -> Fuser:
 __all__ = [
     "FUSIONS",
     "Average",
+    "Bytes",
     "ContextAware",
     "Contrastive",
     "Deepen",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.fusion.keys import Alignment, MemberKeys, TokenSpace
+from langchain_ensemble.fusion.tries import Trie
 
 __all__ = [
     "Alignment",
@@ -25,6 +26,7 @@ __all__ = [
     "MemberKeys",
     "Needs",
     "TokenSpace",
+    "Trie",
     "bounded_distribution",
     "ceiling",
     "member_distribution",
@@ -159,11 +161,15 @@ class Needs:
         logprobs: ``"dense"`` or ``"top-k"`` (a member that gives only its best ids will do).
         embeddings: Whether input embeddings are read.
         min_common: How many common tokens the members must share.
+        paths: Whether members are heard byte by byte, along the paths their tokens take through
+            the answer. All of them, main too, then hold the answer in their own canonical ids, and
+            the fuser has ``over_bytes``.
     """
 
     logprobs: Literal["dense", "top-k"] = "top-k"
     embeddings: bool = False
     min_common: int = 0
+    paths: bool = False
 
 
 def _no_memory(_: Mapping[str, Any], build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -208,6 +214,9 @@ class Fuser(Protocol):
     distribution of which only the best entry is promised: its first maximum over keys and END is
     the call's (for greedy decoding without log-probabilities). ``apart = True`` says that the fuser
     takes each member's distribution on that member's device; the weights are always on main's.
+
+    Where the fusion needs ``paths``, ``over_bytes(logprobs [M, N, 257], weights [N, M])`` gives the
+    members' [N, 257] together: 256 bytes and END. ``score`` then walks a text's bytes.
     """
 
     def __call__(

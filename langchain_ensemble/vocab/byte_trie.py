@@ -1,0 +1,144 @@
+"""A vocabulary's keys as a tree of bytes: :class:`SortedKeys` whose ranges are nodes with a number.
+
+The tree itself is index tensors (:class:`~langchain_ensemble.fusion.base.Trie`); here is what the
+host asks: which column given bytes lead to, and which bytes can follow them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from langchain_ensemble.fusion.base import Trie
+from langchain_ensemble.vocab.sorted_keys import SortedKeys
+from langchain_ensemble.vocab.vocabulary import Vocabulary
+
+_REMEMBERED = 65_536
+
+
+class ByteTrie(SortedKeys):
+    """The keys of one vocabulary, sorted by their bytes, and the tree they make.
+
+    Attributes:
+        trie: The tree.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, device: torch.device | None = None) -> None:
+        """Build the tree.
+
+        Args:
+            vocabulary: The vocabulary.
+            device: Where its masses are summed; None: on the host.
+        """
+        super().__init__(vocabulary)
+        self._host, self._column = _tree(self._keys, self.order)
+        self.trie = self._host if device is None else self._host.to(device)
+        self._following = lru_cache(_REMEMBERED)(self._find_following)
+
+    def column(self, prefix: bytes) -> int:
+        """The node below which all keys stand that start with a prefix; the last one: none."""
+        low, high = self.range(prefix)
+        if high - low <= 1:
+            return low if low < high else self.trie.nothing
+        return self._column[low, high]
+
+    def following(self, prefix: bytes) -> tuple[torch.Tensor, torch.Tensor]:
+        """The bytes that can follow a prefix within a key.
+
+        Args:
+            prefix: Any bytes.
+
+        Returns:
+            The bytes, ascending, and the node that each leads to; [c] int64 each.
+        """
+        return self._following(prefix)
+
+    def _find_following(self, prefix: bytes) -> tuple[torch.Tensor, torch.Tensor]:
+        node, trie = self.column(prefix), self._host
+        if node == trie.nothing:
+            return _pair([], [])
+        key, at = self._keys[int(trie.first[node])], len(prefix)
+        if at < int(trie.depth[node]):  # inside an edge: one byte, and the same keys
+            return _pair([key[at]], [node])
+        begin, end = int(trie.child_begin[node]), int(trie.child_begin[node + 1])
+        return trie.child_byte[begin:end], trie.child_column[begin:end]
+
+
+def _pair(first: list[int], second: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(first, dtype=torch.int64), torch.tensor(second, dtype=torch.int64)
+
+
+def _tree(keys: list[bytes], order: torch.Tensor) -> tuple[Trie, dict[tuple[int, int], int]]:
+    """The compressed tree of sorted keys, and which inner node stands for a range."""
+    size = len(keys)
+    lows, highs, depths, exact, edges = _nodes(keys)
+    count = len(lows)
+    low, high = (torch.tensor(each, dtype=torch.int64) for each in (lows, highs))
+    length = high - low
+    node = torch.arange(count).repeat_interleave(length)
+    begins = length.cumsum(0) - length
+    key = torch.arange(int(length.sum())) - begins[node] + low[node]
+    nothing = size + count
+    edges.sort()
+    parents = torch.tensor([edge[0] for edge in edges], dtype=torch.int64)
+    children = torch.bincount(parents, minlength=nothing + 1)
+    lengths = torch.tensor([len(k) for k in keys], dtype=torch.int64)
+    trie = Trie(
+        order=order,
+        part_key=key,
+        part_node=node,
+        inner=count,
+        depth=torch.tensor([*map(len, keys), *depths, 0]),
+        exact=torch.tensor([*range(size), *(nothing if e is None else e for e in exact), nothing]),
+        first=torch.tensor([*range(size), *lows, 0]),
+        child_begin=torch.nn.functional.pad(children.cumsum(0), (1, 0)),
+        child_byte=torch.tensor([edge[1] for edge in edges], dtype=torch.int64),
+        child_column=torch.tensor([edge[2] for edge in edges], dtype=torch.int64),
+        text=torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8),
+        text_begin=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+    )
+    return trie, {pair: size + n for n, pair in enumerate(zip(lows, highs, strict=True))}
+
+
+def _nodes(
+    keys: list[bytes],
+) -> tuple[list[int], list[int], list[int], list[int | None], list[tuple[int, int, int]]]:
+    """Inner nodes (low, high, depth, key at the label) and edges (parent, byte, child)."""
+    size = len(keys)
+    lows, highs, depths = [0], [size], [0]
+    exact: list[int | None] = [None]
+    edges: list[tuple[int, int, int]] = []
+
+    def attach(child: int, low: int, parent: int) -> None:
+        if child < size and len(keys[child]) == depths[parent]:
+            exact[parent] = child
+        else:
+            edges.append((size + parent, keys[low][depths[parent]], child))
+
+    stack = [0]
+    for at in range(1, size + 1):
+        shared = _shared(keys[at - 1], keys[at]) if at < size else -1
+        child, low = at - 1, at - 1
+        while stack and depths[stack[-1]] > shared:
+            node = stack.pop()
+            highs[node] = at
+            attach(child, low, node)
+            child, low = size + node, lows[node]
+        if shared >= 0:
+            if depths[stack[-1]] < shared:
+                stack.append(len(lows))
+                lows.append(low)
+                highs.append(at)
+                depths.append(shared)
+                exact.append(None)
+            attach(child, low, stack[-1])
+    return lows, highs, depths, exact, edges
+
+
+def _shared(a: bytes, b: bytes) -> int:
+    """Length of the common prefix of two different byte strings."""
+    size = min(len(a), len(b))
+    if a[:size] == b[:size]:
+        return size
+    return next(n for n in range(size) if a[n] != b[n])
