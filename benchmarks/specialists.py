@@ -30,10 +30,10 @@ import torch
 from common import SHARED, one_thread
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from demo_texts import countries
 
+ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "out" / "specialists"
 NAMES = ("sums", "facts", "both")
 VOCABULARY = {"sums": 700, "facts": 1024, "both": 1024}
