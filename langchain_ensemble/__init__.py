@@ -14,6 +14,7 @@ from langchain_ensemble._version import __version__
 from langchain_ensemble.adapter.provider import register
 from langchain_ensemble.chat_models import ChatEnsemble
 from langchain_ensemble.errors import (
+    AbstainedError,
     CacheError,
     ConfigError,
     ContextError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from langchain_ensemble.ensemble import Ensemble
 
 __all__ = [
+    "AbstainedError",
     "CacheError",
     "ChatEnsemble",
     "ConfigError",

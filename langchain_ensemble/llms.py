@@ -22,16 +22,16 @@ from langchain_core.callbacks import (
     Callbacks,
 )
 from langchain_core.language_models import LangSmithParams
-from langchain_core.language_models.llms import BaseLLM
 from langchain_core.load import dumpd
 from langchain_core.outputs import GenerationChunk, LLMResult
 from pydantic import model_validator
 
 from langchain_ensemble._version import __version__
+from langchain_ensemble.adapter.answers import Answers
+from langchain_ensemble.adapter.batching import Batches
 from langchain_ensemble.adapter.fields import EnsembleFields
-from langchain_ensemble.adapter.outputs import Transcript, whole_result
-from langchain_ensemble.adapter.running import Run
 from langchain_ensemble.adapter.settings import joined_stop
+from langchain_ensemble.adapter.telling import Telling
 from langchain_ensemble.chat_models import ChatEnsemble
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.params import DEFAULT_MAX_TOKENS, RequestParams
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class EnsembleLLM(BaseLLM, EnsembleFields):
+class EnsembleLLM(Batches, EnsembleFields):
     r"""Several language models that decode one answer together, as one LangChain LLM.
 
     Setup:
@@ -126,13 +126,11 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        request = self.request(stop, **kwargs)
-        rows = self._transcripts(len(prompts), request)
-        with self._run(prompts, request) as run:
-            while (pieces := run.step()) is not None:
-                for piece in pieces:
-                    rows[piece.row].add(piece)
-        return whole_result(rows, run.usage, request.n, self.model_name)
+        answers = self._answers(prompts, self.request(stop, **kwargs))
+        with answers.run:
+            while answers.step():
+                pass
+        return answers.result()
 
     async def _agenerate(
         self,
@@ -141,13 +139,11 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        request = self.request(stop, **kwargs)
-        rows = self._transcripts(len(prompts), request)
-        async with self._run(prompts, request) as run:
-            while (pieces := await run.astep()) is not None:
-                for piece in pieces:
-                    rows[piece.row].add(piece)
-        return whole_result(rows, run.usage, request.n, self.model_name)
+        answers = self._answers(prompts, self.request(stop, **kwargs))
+        async with answers.run:
+            while await answers.astep():
+                pass
+        return answers.result()
 
     def _stream(
         self,
@@ -156,14 +152,10 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        request = self._stream_request(stop, kwargs)
-        (row,) = self._transcripts(1, request)
-        with self._run([prompt], request) as run:
-            while (pieces := run.step()) is not None:
-                for piece in pieces:
-                    row.add(piece)
-                chunk = row.next_chunk(run.usage)
-                if chunk is not None:
+        answers = self._answers([prompt], self._stream_request(stop, kwargs))
+        with answers.run:
+            while answers.step():
+                if chunk := answers.chunk():
                     if run_manager:
                         run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
@@ -175,19 +167,15 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        request = self._stream_request(stop, kwargs)
-        (row,) = self._transcripts(1, request)
-        async with self._run([prompt], request) as run:
-            while (pieces := await run.astep()) is not None:
-                for piece in pieces:
-                    row.add(piece)
-                chunk = row.next_chunk(run.usage)
-                if chunk is not None:
+        answers = self._answers([prompt], self._stream_request(stop, kwargs))
+        async with answers.run:
+            while await answers.astep():
+                if chunk := answers.chunk():
                     if run_manager:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
 
-    def _run(self, prompts: Sequence[str], request: RequestParams) -> Run:
+    def _answers(self, prompts: Sequence[str], request: RequestParams) -> Answers:
         def start() -> Decoding:
             logger.info(
                 "%s: %d prompts, n=%d, at most %d tokens",
@@ -200,11 +188,10 @@ class EnsembleLLM(BaseLLM, EnsembleFields):
             self._lease.warn_of_chat_templates()
             return engine.open(prompts, request)
 
-        return Run(start)
-
-    def _transcripts(self, prompts: int, request: RequestParams) -> list[Transcript]:
-        name = self.model_name
-        return [Transcript(name, logprobs=request.logprobs) for _ in range(prompts * request.n)]
+        params = self.params
+        known = self._calibration(params)
+        telling = Telling.of(request, self.model_name, params.main_name, known)
+        return Answers(start, telling, prompts, n=request.n)
 
     def _stream_request(
         self, stop: Sequence[str] | None, overrides: builtins.dict[str, Any]

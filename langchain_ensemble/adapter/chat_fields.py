@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from langchain_core.language_models import ModelProfile
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, get_buffer_string
 from pydantic import PrivateAttr
 
 from langchain_ensemble.adapter.asks import CHAT_FIELDS, Ask, check_chat_fields, read_ask
@@ -18,6 +18,7 @@ from langchain_ensemble.adapter.fields import EnsembleFields
 from langchain_ensemble.adapter.profiles import context_on_disk, profile_of
 from langchain_ensemble.adapter.running import Stepped
 from langchain_ensemble.adapter.settings import CONFIG_FIELDS
+from langchain_ensemble.adapter.telling import Telling
 from langchain_ensemble.adapter.turns import Turn
 from langchain_ensemble.errors import ConfigError, DownloadError, unknown_name
 from langchain_ensemble.params import RequestParams
@@ -93,8 +94,10 @@ class ChatFields(EnsembleFields):
             engine = owner._ready()
             return engine.open_chat(conversation, request, ask.chat), engine.fingerprint()
 
-        main = owner.params.main_name
-        return Turn(start, name, main, n=request.n, logprobs=request.logprobs)
+        params = owner.params
+        telling = Telling.of(request, name, params.main_name, owner._calibration(params))
+        prompt = get_buffer_string(messages) if telling.trace else ""
+        return Turn(start, telling, prompt, n=request.n)
 
     def _request(self, ask: Ask, stop: Sequence[str] | None, *, one: bool = False) -> RequestParams:
         sampling = dict(ask.sampling)

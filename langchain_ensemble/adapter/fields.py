@@ -37,6 +37,7 @@ from langchain_ensemble.errors import ConfigError, one_line, unknown_name
 from langchain_ensemble.params import EnsembleParams, RequestParams, name_members
 from langchain_ensemble.roles import refuse_weights
 from langchain_ensemble.shares import resolve_weights
+from langchain_ensemble.trace import is_tracing
 
 if TYPE_CHECKING:
     from langchain_ensemble.ensemble import Ensemble
@@ -106,6 +107,7 @@ class EnsembleFields(DeclaredFields):
         values = {name: getattr(self, name) for name in PER_CALL}
         values |= read_overrides(type(self).__name__, overrides)
         values["stop"] = joined_stop(self.stop, stop)
+        values["trace"] = values["trace"] or is_tracing()
         request = RequestParams(**values)
         self._check_weights(request.weights)
         check_contexts(request.contexts, self.params.names)

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
+from langchain_ensemble.adapter.running import Run
+from langchain_ensemble.adapter.telling import Account, Telling
+
 if TYPE_CHECKING:
     from langchain_ensemble.decoding.records import Finish, Piece, TokenRecord, Usage
 
@@ -19,15 +22,17 @@ if TYPE_CHECKING:
 class Transcript:
     """What one row has said, and how it is told to LangChain."""
 
-    def __init__(self, model_name: str, *, logprobs: bool) -> None:
+    def __init__(self, telling: Telling, prompt: str, run: Run) -> None:
         """Begin empty.
 
         Args:
-            model_name: The ensemble's name.
-            logprobs: Whether each token's logprobs are told.
+            telling: What the call wants to be told.
+            prompt: What was asked.
+            run: Whose answer this is.
         """
-        self._model_name = model_name
-        self._logprobs = logprobs
+        self._telling = telling
+        self._account = Account(telling, prompt, run)
+        self._told: dict[str, Any] = {}
         self._text = ""
         self._tokens: list[TokenRecord] = []
         self._finish: Finish | None = None
@@ -35,9 +40,20 @@ class Transcript:
     def add(self, piece: Piece) -> None:
         """Take a piece of this row."""
         self._text += piece.text
-        if self._logprobs:
+        self._account.add(piece.text, piece.tokens)
+        if self._telling.logprobs:
             self._tokens.extend(piece.tokens)
-        self._finish = piece.finish or self._finish
+        if piece.finish is not None:
+            self._finish = piece.finish
+            self._told = self._account.end(piece.finish.reason)
+
+    def refuse(self) -> None:
+        """Refuse the answer, which has ended, where its members are not sure enough.
+
+        Raises:
+            AbstainedError: They are not.
+        """
+        self._account.refuse()
 
     def next_chunk(self, usage: Sequence[Usage]) -> GenerationChunk | None:
         """Take out what was said since the last chunk.
@@ -61,10 +77,11 @@ class Transcript:
 
     def _info(self, usage: Usage | None) -> dict[str, Any]:
         info: dict[str, Any] = {}
-        if self._logprobs:
+        if self._telling.logprobs:
             info["logprobs"] = logprob_entries(self._tokens)
         if self._finish is not None and usage is not None:
-            info |= ending_info(self._finish, usage, self._model_name)
+            info |= ending_info(self._finish, usage, self._telling.model_name)
+            info["ensemble"] |= self._told
         return info
 
 
@@ -76,7 +93,8 @@ def logprob_entries(tokens: Iterable[TokenRecord]) -> list[dict[str, Any]]:
 
     Returns:
         One dict a step: ``token`` (text; bytes that are no text by themselves as ``\xNN``),
-        ``id`` (main's, or None), ``logprob`` (fused), ``members`` (name → own, or None), ``fused``.
+        ``id`` (main's, or None), ``logprob`` (fused), ``members`` (name → own, or None), ``fused``,
+        ``disagreement`` (None where one voice spoke).
     """
     return [
         {
@@ -85,6 +103,7 @@ def logprob_entries(tokens: Iterable[TokenRecord]) -> list[dict[str, Any]]:
             "logprob": token.logprob,
             "members": dict(token.members),
             "fused": token.fused,
+            "disagreement": token.disagreement,
         }
         for token in tokens
     ]

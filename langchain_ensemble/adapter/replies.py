@@ -26,6 +26,8 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from langchain_ensemble.adapter.blocks import PROVIDER
 from langchain_ensemble.adapter.outputs import ending_info, logprob_entries
+from langchain_ensemble.adapter.running import Run
+from langchain_ensemble.adapter.telling import Account, Telling
 
 if TYPE_CHECKING:
     from langchain_ensemble.decoding.records import CallDelta, Finish, Piece, TokenRecord, Usage
@@ -97,16 +99,18 @@ class _Calls:
 class Reply:
     """What one answer has said, and how it is told to LangChain."""
 
-    def __init__(self, model_name: str, main: str, *, logprobs: bool) -> None:
+    def __init__(self, telling: Telling, prompt: str, run: Run) -> None:
         """Begin empty.
 
         Args:
-            model_name: What ``response_metadata`` calls the model.
-            main: Name of the main member, whose thinking is ``reasoning_content``.
-            logprobs: Whether each token's logprobs are told.
+            telling: What the call wants to be told; main's thinking is ``reasoning_content``.
+            prompt: What was asked.
+            run: Whose answer this is.
         """
-        self._model_name, self._main = model_name, main
-        self._tokens: list[TokenRecord] | None = [] if logprobs else None
+        self._telling, self._main = telling, telling.main
+        self._account = Account(telling, prompt, run)
+        self._told: dict[str, Any] = {}
+        self._tokens: list[TokenRecord] | None = [] if telling.logprobs else None
         self._agreement = Agreement()
         self._text = ""
         self._thoughts: dict[str, str] = {}
@@ -121,6 +125,7 @@ class Reply:
         else:
             self._text += piece.text
             self._agreement.add(piece.tokens)
+            self._account.add(piece.text, piece.tokens)
             if self._tokens is not None:
                 self._tokens.extend(piece.tokens)
         for delta in piece.calls:
@@ -128,6 +133,19 @@ class Reply:
         if piece.finish is not None:
             self._finish = piece.finish
             self._calls.end()
+            self._told = self._account.end(self._reason(piece.finish))
+
+    def refuse(self) -> None:
+        """Refuse the answer, which has ended, where its members are not sure enough.
+
+        Raises:
+            AbstainedError: They are not.
+        """
+        self._account.refuse()
+
+    def _reason(self, finish: Finish) -> str:
+        called = self._calls and finish.reason == "stop" and not finish.unfinished
+        return "tool_calls" if called else finish.reason
 
     def chunks(self, usage: Sequence[Usage], fingerprint: str) -> list[ChatGenerationChunk]:
         """Take out what was said since the last time.
@@ -165,7 +183,8 @@ class Reply:
         )
 
     def _last(self, finish: Finish, usage: Usage, fingerprint: str) -> AIMessageChunk:
-        info = ending_info(finish, usage, self._model_name)
+        info = ending_info(finish, usage, self._telling.model_name)
+        info["finish_reason"] = self._reason(finish)
         info["token_usage"] = info.pop("usage")
         info["model_provider"] = PROVIDER
         info["system_fingerprint"] = fingerprint
@@ -173,8 +192,7 @@ class Reply:
         info["ensemble"]["member_ms"] = {
             name: round(1000 * seconds, 1) for name, seconds in usage.member_seconds.items()
         }
-        if self._calls and finish.reason == "stop" and not finish.unfinished:
-            info["finish_reason"] = "tool_calls"
+        info["ensemble"] |= self._told
         if finish.unfinished:
             info["unfinished"] = True
         if self._tokens is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -38,7 +39,12 @@ class Stepped(Protocol):
 
 
 class Run:
-    """One request. Use as a (possibly async) context manager, then call ``step`` or ``astep``."""
+    """One request. Use as a (possibly async) context manager, then call ``step`` or ``astep``.
+
+    Attributes:
+        usage: One entry a row, once the last piece was given.
+        begun: When decoding began, by ``time.perf_counter``: behind the loading of weights.
+    """
 
     def __init__(self, start: Callable[[], Stepped]) -> None:
         """Keep how to start; nothing runs before the first step."""
@@ -47,13 +53,13 @@ class Run:
         self._lock = threading.Lock()
         self._closed = False
         self.usage: list[Usage] = []
+        self.begun = 0.0
 
     def step(self) -> list[Piece] | None:
         """Decode one step.
 
         Returns:
-            New text, maybe none; None when every row has finished or the run was closed. Once the
-            last piece was given, ``usage`` holds one entry a row.
+            New text, maybe none; None when every row has finished or the run was closed.
         """
         with self._lock, translated():  # prompts are read at the first step, thoughts later
             pieces = None if self._closed else self._advance()
@@ -64,6 +70,7 @@ class Run:
     def _advance(self) -> list[Piece] | None:
         if self._decoding is None:
             self._decoding = self._start()
+            self.begun = time.perf_counter()
         if self._decoding.done:
             self._finish(self._decoding)
             return None

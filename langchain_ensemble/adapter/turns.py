@@ -9,6 +9,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_ensemble.adapter.replies import Reply, chat_result
 from langchain_ensemble.adapter.running import Run, Stepped
+from langchain_ensemble.adapter.telling import Telling
 
 if TYPE_CHECKING:
     from langchain_ensemble.decoding.records import Piece
@@ -20,26 +21,24 @@ class Turn:
     def __init__(
         self,
         start: Callable[[], tuple[Stepped, str]],
-        model_name: str,
-        main: str,
+        telling: Telling,
+        prompt: str,
         *,
         n: int,
-        logprobs: bool,
     ) -> None:
         """Keep how to start; nothing runs before the first step.
 
         Args:
             start: Gives the decoding, and what identifies members and settings.
-            model_name: What the metadata calls the model.
-            main: Name of the main member.
+            telling: What the call wants to be told.
+            prompt: The conversation as text, for traces.
             n: Answers.
-            logprobs: Whether each token's logprobs are told.
         """
         self.run = Run(self._started)
         self._start = start
         self._fingerprint = ""
-        self._model_name = model_name
-        self._replies = [Reply(model_name, main, logprobs=logprobs) for _ in range(n)]
+        self._model_name = telling.model_name
+        self._replies = [Reply(telling, prompt, self.run) for _ in range(n)]
 
     def _started(self) -> Stepped:
         decoding, self._fingerprint = self._start()
@@ -50,6 +49,7 @@ class Turn:
 
         Raises:
             ContextOverflowError: The conversation does not fit a member.
+            AbstainedError: There is none left, and the members are not sure enough.
         """
         return self._add(self.run.step())
 
@@ -60,6 +60,9 @@ class Turn:
     def _add(self, pieces: Iterable[Piece] | None) -> bool:
         for piece in pieces or ():
             self._replies[piece.row].add(piece)
+        if pieces is None:
+            for reply in self._replies:
+                reply.refuse()
         return pieces is not None
 
     def chunks(self) -> list[ChatGenerationChunk]:

@@ -10,6 +10,7 @@ import pytest
 import langchain_ensemble
 
 PUBLIC = [
+    "AbstainedError",
     "CacheError",
     "ChatEnsemble",
     "ConfigError",
