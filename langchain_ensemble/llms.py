@@ -29,7 +29,7 @@ from pydantic import model_validator
 from langchain_ensemble._version import __version__
 from langchain_ensemble.adapter.answers import Answers
 from langchain_ensemble.adapter.batching import Batches
-from langchain_ensemble.adapter.fields import EnsembleFields
+from langchain_ensemble.adapter.calibrating import Calibrates
 from langchain_ensemble.adapter.settings import joined_stop
 from langchain_ensemble.adapter.telling import Telling
 from langchain_ensemble.chat_models import ChatEnsemble
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class EnsembleLLM(Batches, EnsembleFields):
+class EnsembleLLM(Batches, Calibrates):
     r"""Several language models that decode one answer together, as one LangChain LLM.
 
     Setup:

@@ -12,9 +12,9 @@ from langchain_core.messages import BaseMessage, get_buffer_string
 from pydantic import PrivateAttr
 
 from langchain_ensemble.adapter.asks import CHAT_FIELDS, Ask, check_chat_fields, read_ask
+from langchain_ensemble.adapter.calibrating import Calibrates
 from langchain_ensemble.adapter.engines import Lease
 from langchain_ensemble.adapter.faults import UnknownModelError
-from langchain_ensemble.adapter.fields import EnsembleFields
 from langchain_ensemble.adapter.profiles import context_on_disk, profile_of
 from langchain_ensemble.adapter.running import Stepped
 from langchain_ensemble.adapter.settings import CONFIG_FIELDS
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class ChatFields(EnsembleFields):
+class ChatFields(Calibrates):
     """Settings of a chat ensemble, and what one call of it asks for."""
 
     max_tokens: int | None = None

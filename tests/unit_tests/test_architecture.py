@@ -124,6 +124,7 @@ LAZY = {  # the only function-level imports of our own modules: torch is read at
     ("__init__", "ensemble"),
     ("__init__", "choose.members"),
     ("adapter.engines", "ensemble"),
+    ("adapter.calibrating", "choose.calibrate"),
 }
 LAZY_PARTS = ("cli", "demo")  # so that --help is instant
 

@@ -1,0 +1,50 @@
+"""``calibrate`` of both LangChain classes; what it does is imported when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from langchain_ensemble.adapter.fields import EnsembleFields
+
+if TYPE_CHECKING:
+    from langchain_ensemble.choose.calibration_report import CalibrationReport
+
+
+class Calibrates(EnsembleFields):
+    """Learns how much each member counts."""
+
+    def calibrate(
+        self,
+        dev_set: Sequence[Any],
+        *,
+        method: Literal["learned", "adapt", "uniform"] = "learned",
+        file: str | Path | None = None,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> CalibrationReport:
+        """Learn on a dev set how much each member counts, and measure what that is worth.
+
+        Every other text teaches; the rest test. The members read each text once.
+
+        Args:
+            dev_set: Texts, or pairs of a prompt and the text that answers it; of a chat model,
+                pairs of a conversation (in any form that ``invoke`` takes) and the answer.
+            method: ``"learned"``: the weights that say the texts in the fewest bits;
+                ``"uniform"``: none are learned, only measured.
+            file: Where to write what ``calibration=`` reads; None: nothing is written.
+            on_progress: Called with (stage, done, total).
+
+        Returns:
+            Weights, bits per byte of each member, of uniform and of these weights with paired
+            intervals, and a verdict. This object's own weights do not change.
+
+        Raises:
+            ConfigError: One member, members with roles, too few texts, or one that main cannot
+                spell.
+        """
+        from langchain_ensemble.choose.calibrate import calibrate  # torch is read now
+
+        return calibrate(
+            cast(Any, self), dev_set, method=method, file=file, on_progress=on_progress
+        )

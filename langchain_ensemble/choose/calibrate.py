@@ -1,0 +1,187 @@
+"""``calibrate``: weights learned on one half of a dev set, tested on the other.
+
+Knows both LangChain classes only as something that has an engine, fields and members that can be
+had alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from langchain_ensemble.adapter.messages import read_conversation
+from langchain_ensemble.chat.conversation import Conversation
+from langchain_ensemble.chat_models import ChatEnsemble
+from langchain_ensemble.choose.belonging import Reads, belongs_to
+from langchain_ensemble.choose.calibration_file import Calibration, write_calibration
+from langchain_ensemble.choose.calibration_report import CalibrationReport, Fit, Method
+from langchain_ensemble.choose.learn import STEP, Texts, is_convex, kind_of
+from langchain_ensemble.choose.listening import listen, read_samples
+from langchain_ensemble.choose.solver import TOLERANCE, minimise
+from langchain_ensemble.choose.stats import bootstrap_ratio
+from langchain_ensemble.ensemble import Ensemble
+from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
+from langchain_ensemble.llms import EnsembleLLM
+from langchain_ensemble.roles import ROLES
+
+Model = EnsembleLLM | ChatEnsemble
+Progress = Callable[[str, int, int], None]
+
+METHODS = ("learned", "adapt", "uniform")
+
+FEWEST = 8
+"""Texts of a dev set at least."""
+
+POINTS = {"linear": 41, "log-linear": 41, "asked": 11}
+"""Of the curve, by what a point costs."""
+
+
+def calibrate(
+    llm: Model,
+    dev_set: Sequence[Any],
+    *,
+    method: Method = "learned",
+    file: str | Path | None = None,
+    on_progress: Progress | None = None,
+) -> CalibrationReport:
+    """See :meth:`~langchain_ensemble.llms.EnsembleLLM.calibrate`."""
+    if method not in METHODS:
+        raise ConfigError(unknown_name("method of calibrate", method, METHODS))
+    _check(llm)
+    if llm.calibration is not None:  # the new one takes its place, so the old one is not read
+        llm = llm.model_copy(update={"calibration": None})
+    samples = read_samples(dev_set, _converse(llm), FEWEST)
+    engine = llm.load().engine
+    texts = Texts(
+        lambda number, take: listen(engine, samples[number], take, llm.contexts),
+        [sample.size for sample in samples],
+        kind_of(engine.fusion),
+        on_progress=on_progress,
+    )
+    taught, tested = range(0, len(samples), 2), range(1, len(samples), 2)
+    names = [str(member.name) for member in engine.params.ordered]
+    weights, fit = _uniform(names), None
+    if method == "learned":
+        weights, fit = _learn(engine, texts, taught)
+    made = _report(engine, texts, (taught, tested), method, weights)
+    report = replace(made, fit=fit)
+    if file is not None:
+        _write(file, engine, llm, report)
+    return report
+
+
+def _check(llm: Model) -> None:
+    """Refuse what has no weights."""
+    if len(llm.params.members) < 2:
+        raise ConfigError("calibrate weighs members; this ensemble has one, which has weight 1")
+    name = llm.params.fusion_name if isinstance(llm.fusion, str | dict) else llm.fusion.name
+    if name in ROLES:
+        raise ConfigError(
+            f"fusion={name!r} gives its members roles, not weights; there is nothing to calibrate"
+        )
+
+
+def _converse(llm: Model) -> Callable[[Any], Conversation] | None:
+    if not isinstance(llm, ChatEnsemble):
+        return None
+    return lambda said: read_conversation(llm._convert_input(said).to_messages())
+
+
+def _uniform(names: Sequence[str]) -> tuple[float, ...]:
+    return (1.0 / len(names),) * len(names)
+
+
+def _learn(engine: Ensemble, texts: Texts, taught: Sequence[int]) -> tuple[tuple[float, ...], Fit]:
+    """Minimise the bits per byte of the texts that teach."""
+    fusion, convex = engine.fusion, is_convex(engine.fusion)
+    if not convex:
+        warnings.warn(
+            f"fusion={fusion.name!r}: bits per byte are not convex in the weights, so these are "
+            "the best that were found, without a certificate",
+            EnsembleWarning,
+            stacklevel=4,
+        )
+    objective = texts.objective(taught)
+    asked = kind_of(fusion) == "asked"
+    tolerance = STEP**2 if asked else TOLERANCE  # slopes are differences
+    count = len(engine.params.members)
+    found = minimise(objective, (1.0 / count,) * count, tolerance)
+    weights, best = found.weights, found.value
+    for corner in range(count):  # a member without weight brings no candidates, and costs nothing
+        alone = tuple(float(place == corner) for place in range(count))
+        value = objective(alone)[0]
+        if value < best:
+            weights, best = alone, value
+    gap = max(0.0, found.gap - (found.value - best)) if convex else None
+    return weights, Fit(found.evaluations + count, gap, found.converged, texts.again)
+
+
+def _report(
+    engine: Ensemble,
+    texts: Texts,
+    halves: tuple[Sequence[int], Sequence[int]],
+    method: Method,
+    weights: tuple[float, ...],
+) -> CalibrationReport:
+    """Measure on the half that taught nothing."""
+    tested = halves[1]
+    sizes = [texts.sizes[number] for number in tested]
+    names = [str(member.name) for member in engine.params.ordered]
+    count = len(names)
+    uniform = _uniform(names)
+    corners = [tuple(float(i == place) for i in range(count)) for place in range(count)]
+    alone = {n: texts.nats(w, tested) for n, w in zip(names, corners, strict=True)}
+    even, fitted = texts.nats(uniform, tested), texts.nats(weights, tested)
+    best = min(alone, key=lambda name: sum(alone[name]))
+    order = engine.names
+    given = dict(zip(names, weights, strict=True))
+    return CalibrationReport(
+        method=method,
+        weights={name: given[name] for name in order},
+        fusion=engine.fusion.name,
+        main=engine.main_name,
+        members={name: _bits(alone[name], sizes) for name in order},
+        uniform=_bits(even, sizes),
+        fitted=_bits(fitted, sizes),
+        best=best,
+        against_best=bootstrap_ratio(fitted, alone[best], sizes),
+        against_uniform=bootstrap_ratio(fitted, even, sizes),
+        uniform_against_best=bootstrap_ratio(even, alone[best], sizes),
+        texts=(len(halves[0]), len(tested)),
+        num_bytes=(sum(texts.sizes[n] for n in halves[0]), sum(sizes)),
+        curve=_curve(texts, tested, sizes, names.index(order[0])) if count == 2 else (),
+    )
+
+
+def _bits(nats: Sequence[float], sizes: Sequence[int]) -> float:
+    return sum(nats) / (sum(sizes) * 0.6931471805599453)
+
+
+def _curve(
+    texts: Texts, numbers: Sequence[int], sizes: Sequence[int], first: int
+) -> tuple[tuple[float, float], ...]:
+    """Bits per byte of two members against the weight of the first of the user's."""
+    points = POINTS[texts.kind]
+    found = []
+    for number in range(points):
+        share = number / (points - 1)
+        weights = (share, 1 - share) if first == 0 else (1 - share, share)
+        found.append((share, _bits(texts.nats(weights, numbers), sizes)))
+    return tuple(found)
+
+
+def _write(file: str | Path, engine: Ensemble, llm: Model, report: CalibrationReport) -> None:
+    """Write the file that ``calibration=`` reads."""
+    reads: Reads = "conversations" if isinstance(llm, ChatEnsemble) else "texts"
+    with engine.alone() as (built, _):
+        owner = belongs_to(built, engine.params, engine.fusion, reads)
+    measured = {
+        "method": report.method,
+        "bits_per_byte": {**report.members, "uniform": report.uniform, "these": report.fitted},
+        "verdict": report.verdict,
+    }
+    made = Calibration(owner, report.weights, report.confidence, measured)
+    write_calibration(file, made)
