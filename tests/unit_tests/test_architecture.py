@@ -116,7 +116,7 @@ OUTSIDE: dict[str, tuple[str, ...] | None] = {
 }
 TYPES_ONLY = {  # names for annotations, never imported when the program runs
     "vocab": ("transformers",),
-    "adapter": ("decoding",),
+    "adapter": ("decoding", "choose.calibration_report"),
     "llms": ("decoding",),
     "chat_models": ("decoding",),
 }
