@@ -130,7 +130,7 @@ class Account:
             name = self._telling.model_name
             voices = tuple(dict.fromkeys(name for token in tokens for name in token.members))
             trace = Trace(name, voices, self._prompt, text, tokens, finish_reason, sure)
-            told["trace"] = summary(tokens, sum(trace.seconds))
+            told["trace"] = summary(tokens, trace.seconds)
             keep(trace)
         return told
 

@@ -37,14 +37,15 @@
     const table = make("table");
     for (const [key, p] of wishes) {
       const row = make("tr", null, same(key, token.key) ? "chosen" : "");
-      const bar = make("td", null, "bar"), meter = make("meter");
-      meter.value = p;
-      meter.setAttribute("aria-hidden", "true");
+      const bar = make("td", null, "bar"), meter = make("i", "", place === null ? "" : "m" + (place % 6));
+      meter.style.width = 100 * p + "%";
       bar.append(meter);
       row.append(make("td", (same(key, token.key) ? "✓ " : "") + visible(key)), bar, make("td", percent(p)));
       table.append(row);
     }
-    return wishes.length ? [head, table] : [head, make("p", "had no say")];
+    const made = make("section");
+    made.append(head, wishes.length ? table : make("p", "had no say"));
+    return made;
   }
   function who(token) {
     const by = token.by === null ? "nobody" : members[token.by];
@@ -79,12 +80,13 @@
     const facts = make("p", "Token " + (at + 1) + " of " + tokens.length + " · decided by " + who(token));
     const more = "Probability " + percent(token.p) + (token.apart === null ? "" : " · members apart " + percent(token.apart)) +
       (token.drafted ? " · drafted" : "") + " · " + token.ms + " ms";
-    const parts = [nav, make("h2", visible(token.key)), facts, make("p", more)];
-    if (token.together.length) parts.push(...list("Together", "", null, token.together, token));
+    const lists = make("div", null, "lists");
+    if (token.together.length) lists.append(list("Together", "", null, token.together, token));
     token.wishes.forEach((wishes, place) => {
       const weight = token.weights[place];
-      parts.push(...list(members[place], weight === null ? "" : "weight " + weight.toFixed(2), place, wishes, token));
+      lists.append(list(members[place], weight === null ? "" : "× " + weight.toFixed(2), place, wishes, token));
     });
+    const parts = [nav, make("h2", visible(token.key)), facts, make("p", more), lists];
     const held = detail.contains(document.activeElement) ? [...detail.querySelectorAll("button")].indexOf(document.activeElement) : -1;
     detail.replaceChildren(...parts);
     if (held >= 0) detail.querySelectorAll("button")[held].focus();
@@ -113,11 +115,11 @@
     const span = target.closest ? target.closest(".t") : null;
     return span ? Number(span.id.slice(1)) : -1;
   }
-  answer.addEventListener("mouseover", (event) => {
-    const at = number(event.target);
+  answer.addEventListener("pointerover", (event) => {
+    const at = event.pointerType === "mouse" ? number(event.target) : -1;
     if (at >= 0) draw(at);
   });
-  answer.addEventListener("mouseleave", () => { if (selected >= 0) draw(selected); });
+  answer.addEventListener("pointerleave", () => { if (selected >= 0) draw(selected); });
   answer.addEventListener("click", (event) => {
     const at = number(event.target);
     if (at >= 0) select(at);

@@ -21,6 +21,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from langchain_ensemble.decoding.records import TokenRecord, Wish
+from langchain_ensemble.trace.summary import milliseconds
 
 if TYPE_CHECKING:
     from langchain_ensemble.trace.recording import Trace
@@ -132,7 +133,7 @@ def _numbers(trace: Trace) -> str:
         ("Apart", _percent(sure.mean_disagreement), "members, on average"),
         ("Overruled", str(sum(t.overruled is True for t in tokens)), "main wanted another"),
         ("Drafted", str(sum(t.drafted for t in tokens)), "before they were chosen"),
-        ("Time", f"{1000 * sum(trace.seconds) / count:.1f} ms", "a token"),
+        ("Time", f"{milliseconds(trace.seconds):.1f} ms", "a token, after the first"),
     ]
     gates = Counter(token.gate for token in tokens if token.gate is not None)
     rows += [("Gate", str(n), f"main alone: {reason}") for reason, n in sorted(gates.items())]

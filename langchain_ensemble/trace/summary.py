@@ -48,18 +48,19 @@ def decider(token: TokenRecord) -> str | None:
     return max(said, key=share)
 
 
-def summary(tokens: Sequence[TokenRecord], seconds: float) -> dict[str, Any]:
+def summary(tokens: Sequence[TokenRecord], seconds: Sequence[float]) -> dict[str, Any]:
     """Tell a trace in a few numbers.
 
     Args:
         tokens: The answer's decode steps.
-        seconds: How long all of them took.
+        seconds: How long each of them took.
 
     Returns:
         JSON of at most :data:`LIMIT` bytes: ``tokens``; ``share_fused``; ``share_overruled``
         (main's favourite lost); ``decided`` (name → share of the tokens); ``gate`` (reason → how
         many tokens main spoke alone for); ``drafted`` (how many were drafted before they were
-        chosen); ``milliseconds`` (a token, the mean); ``least_sure`` (the tokens that the members
+        chosen); ``first_milliseconds`` (until the first token, prompts too) and ``milliseconds``
+        (the others' mean); ``least_sure`` (the tokens that the members
         together gave the least, in their order: place, text, probability, disagreement).
     """
     count = len(tokens)
@@ -72,12 +73,22 @@ def summary(tokens: Sequence[TokenRecord], seconds: float) -> dict[str, Any]:
         "decided": {_cut(name): _share(n, count) for name, n in sorted(decided.most_common(NAMED))},
         "gate": {_cut(reason): n for reason, n in sorted(gates.most_common(NAMED))},
         "drafted": sum(token.drafted for token in tokens),
-        "milliseconds": round(1000 * seconds / count, 3) if count else 0.0,
+        "first_milliseconds": round(1000 * sum(seconds[:1]), 3),
+        "milliseconds": round(milliseconds(seconds), 3),
         "least_sure": _least_sure(tokens),
     }
     while told["least_sure"] and len(json.dumps(told)) > LIMIT:  # names that hold no ASCII
         told["least_sure"] = told["least_sure"][:-1]
     return told
+
+
+def milliseconds(seconds: Sequence[float]) -> float:
+    """Give the mean time of a token, the first left out: it waits for the prompts.
+
+    Args:
+        seconds: How long each token took.
+    """
+    return 1000 * sum(seconds[1:]) / max(1, len(seconds) - 1)
 
 
 def _least_sure(tokens: Sequence[TokenRecord]) -> list[dict[str, Any]]:
