@@ -60,7 +60,10 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
         *(*ENGINE, "ensemble", "shares", "adapter", "llms", "chat_models", "evaluate"),
         *("confidence", "building", "scoring"),
     ),
-    "evaluate": (*ENGINE, "ensemble", "shares", "adapter", "llms", "chat_models", "confidence"),
+    "evaluate": (
+        *(*ENGINE, "ensemble", "shares", "adapter", "llms", "chat_models", "confidence"),
+        "choose.stats",  # intervals
+    ),
     "lm_eval": EVERYTHING,
     "confidence": ("errors", "decoding.records"),  # plain data
     "trace": ("errors", "decoding.records", "confidence"),  # plain data
