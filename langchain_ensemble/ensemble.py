@@ -18,6 +18,7 @@ from langchain_ensemble.building import Built, Progress, build, small_model
 from langchain_ensemble.chat.conversation import ChatRequest, Conversation
 from langchain_ensemble.choose.belonging import Calibrated, Reads
 from langchain_ensemble.contexts import Contexts, check_contexts, context_of
+from langchain_ensemble.confidence import sure_enough
 from langchain_ensemble.decoding.admission import kv_bytes
 from langchain_ensemble.decoding.engine import Decoding, Engine
 from langchain_ensemble.decoding.prefixes import PrefixCache
@@ -193,9 +194,13 @@ class Ensemble:
 
         Returns:
             [prompt][n] answers.
+
+        Raises:
+            AbstainedError: One has less confidence than ``abstain_below``.
         """
         with self.open(prompts, request) as decoding:
-            return decoding.answers()
+            known = self._calibrated.of(self._ready())
+            return sure_enough("+".join(self.names), decoding.answers(), request, known)
 
     def score(
         self,

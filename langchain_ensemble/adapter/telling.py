@@ -14,10 +14,11 @@ from langchain_ensemble.confidence import (
     Confidence,
     ConfidenceMap,
     confidence_of,
+    map_for,
+    refuse,
     sentences,
     span_confidence,
 )
-from langchain_ensemble.errors import AbstainedError
 from langchain_ensemble.trace import Trace, keep, summary
 
 if TYPE_CHECKING:
@@ -66,10 +67,7 @@ class Telling:
             calibration: What was learned for these members. Its map belongs to its weights: where
                 others are asked for, confidence is raw.
         """
-        learned = None
-        if calibration is not None and request.weights in (None, "calibrated"):
-            read = calibration.confidence
-            learned = None if read is None else ConfidenceMap.from_dict(read)
+        learned = map_for(calibration, request.weights)
         asked = (request.logprobs, request.trace, request.abstain_below)
         return cls(model_name, main, *asked, learned)
 
@@ -140,18 +138,9 @@ class Account:
         Raises:
             AbstainedError: They are not.
         """
-        limit = self._telling.abstain_below
-        if limit is None or self._sure is None or self._sure.confidence >= limit:
-            return
-        sure = self._sure
-        raise AbstainedError(
-            f"the members of {self._telling.model_name} are {sure.confidence:.3f} sure of their "
-            f"answer, and abstain_below={limit:g} refuses it; lower the limit, ask another model, "
-            "or read it in .answer",
-            answer="".join(self._texts),
-            confidence=sure.confidence,
-            limit=limit,
-        )
+        if self._sure is not None:
+            limit = self._telling.abstain_below
+            refuse(self._telling.model_name, "".join(self._texts), self._sure, limit)
 
     def _timed(self) -> tuple[TokenRecord, ...]:
         """The tokens, their clocks counted from the beginning."""

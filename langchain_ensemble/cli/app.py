@@ -137,6 +137,10 @@ def run(
     seed: Seed = None,
     stop: Stop = None,
     timeout: Timeout = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What each member wanted: a page (.html), else JSON."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Stream one answer: the text alone on stdout."""
@@ -156,7 +160,7 @@ def run(
         stop=stop,
         timeout=timeout,
     )
-    _lazy("run").run(llm, read_prompt(prompt), as_json=as_json)
+    _lazy("run").run(llm, read_prompt(prompt), trace=trace, as_json=as_json)
 
 
 @app.command()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.outputs import LLMResult
 
 from langchain_ensemble.cli.console import Bars, say, say_json, stderr
-from langchain_ensemble.errors import DeadlineError
+from langchain_ensemble.errors import ConfigError, DeadlineError
 from langchain_ensemble.llms import EnsembleLLM
+from langchain_ensemble.trace import tracing
 
 
 class _Ending(BaseCallbackHandler):
@@ -23,17 +25,35 @@ class _Ending(BaseCallbackHandler):
         self.info = dict(response.generations[0][0].generation_info or {})
 
 
-def run(llm: EnsembleLLM, prompt: str, *, as_json: bool) -> None:
+def run(llm: EnsembleLLM, prompt: str, *, trace: Path | None, as_json: bool) -> None:
     """Decode one answer and write it while it grows.
 
     Args:
         llm: The ensemble.
         prompt: The prompt.
+        trace: Where the answer's trace goes: a page where it ends in ``.html``, else JSON.
         as_json: Write one JSON object at the end instead of the text as it comes.
 
     Raises:
         DeadlineError: ``timeout`` passed; what was decoded is on stdout, or nothing of it as JSON.
+        ConfigError: The trace cannot be written there.
     """
+    if trace is None:
+        _run(llm, prompt, as_json=as_json)
+        return
+    if not trace.expanduser().parent.is_dir():  # said before minutes of work
+        raise ConfigError(
+            f"cannot write the trace to {str(trace)!r}: there is no folder {str(trace.parent)!r}"
+        )
+    with tracing() as traces:
+        try:
+            _run(llm, prompt, as_json=as_json)
+        finally:
+            for made in traces:
+                made.save(trace)
+
+
+def _run(llm: EnsembleLLM, prompt: str, *, as_json: bool) -> None:
     with llm:
         with Bars() as bars:
             llm.engine.load(bars)
