@@ -38,7 +38,7 @@ FOLDER = ROOT / "out" / "specialists"
 NAMES = ("sums", "facts", "both")
 VOCABULARY = {"sums": 700, "facts": 1024, "both": 1024}
 STEPS = {"sums": 4000, "facts": 2500, "both": 6500}
-ROWS, PEAK, SAVE_EVERY = 96, 3e-3, 250
+ROWS, PARTS, PEAK, SAVE_EVERY = 96, 2, 3e-3, 250
 OWN = 0.98
 """Share of a specialist's rows that are its own half's."""
 
@@ -272,8 +272,10 @@ def config_of(name: str, tokenizer: Any) -> Any:
     return LlamaConfig(**same, **wide)
 
 
-def batch_of(name: str, step: int, data: dict[str, list[Item]], tokenizer: Any) -> tuple[Any, Any]:
-    """The rows of a step, from a seed of its own.
+def batch_of(
+    name: str, step: int, data: dict[str, list[Item]], tokenizer: Any
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The rows of a step, from a seed of its own, those of like length together.
 
     Args:
         name: One of :data:`NAMES`.
@@ -285,36 +287,46 @@ def batch_of(name: str, step: int, data: dict[str, list[Item]], tokenizer: Any) 
         Ids [rows, width] and labels of that shape: the answer's ids and the end, -100 elsewhere.
     """
     rng = random.Random(f"{name} {step}")
-    rows, labels = [], []
+    rows = []
     for _ in range(ROWS):
         share = 0.5 if name == "both" else OWN if name == "sums" else 1 - OWN
         item = rng.choice(data["sums" if rng.random() < share else "facts"])
         ids = [*tokenizer(text_of(item))["input_ids"], tokenizer.eos_token_id]
         start = len(tokenizer(item.prompt)["input_ids"])
-        rows.append(ids)
-        labels.append([-100] * start + ids[start:])
-    width = max(map(len, rows))
-    padded = [row + [0] * (width - len(row)) for row in rows]
-    targets = [row + [-100] * (width - len(row)) for row in labels]
-    return torch.tensor(padded), torch.tensor(targets)
+        rows.append((ids, [-100] * start + ids[start:]))
+    rows.sort(key=lambda row: len(row[0]))
+    size = ROWS // PARTS
+    return [_padded(rows[at : at + size]) for at in range(0, ROWS, size)]
 
 
-def loss_of(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean loss of the labelled ids; logits are computed for these alone.
+def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(ids) for ids, _ in rows)
+    ids = [ids + [0] * (width - len(ids)) for ids, _ in rows]
+    labels = [found + [-100] * (width - len(found)) for _, found in rows]
+    return torch.tensor(ids), torch.tensor(labels)
+
+
+def learn(model: Any, batch: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Gradients of the mean loss of the labelled ids; logits are computed for these alone.
 
     Args:
         model: The model.
-        ids: [rows, width].
-        labels: [rows, width], -100 where nothing is learned.
+        batch: What :func:`batch_of` gives.
 
     Returns:
-        A scalar.
+        The loss.
     """
-    targets = labels[:, 1:].reshape(-1)
-    chosen = (targets != -100).nonzero()[:, 0]
-    hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False)[0]
-    logits = model.get_output_embeddings()(hidden.reshape(-1, hidden.shape[-1])[chosen])
-    return torch.nn.functional.cross_entropy(logits, targets[chosen])
+    count = sum(int((labels[:, 1:] != -100).sum()) for _, labels in batch)
+    total = 0.0
+    for ids, labels in batch:
+        targets = labels[:, 1:].reshape(-1)
+        chosen = (targets != -100).nonzero()[:, 0]
+        hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False)[0]
+        logits = model.get_output_embeddings()(hidden.reshape(-1, hidden.shape[-1])[chosen])
+        missed = torch.nn.functional.cross_entropy(logits, targets[chosen], reduction="sum")
+        torch.autograd.backward(missed / count)
+        total += missed.item() / count
+    return total
 
 
 def train(name: str, folder: Path, steps: int | None = None, shared: Path = SHARED) -> Path:
@@ -351,13 +363,13 @@ def train(name: str, folder: Path, steps: int | None = None, shared: Path = SHAR
     for step in range(first, steps):
         for group in optimiser.param_groups:
             group["lr"] = PEAK * min(1.0, (step + 1) / 100, max(0.02, (steps - step) / steps / 0.4))
-        ids, labels = batch_of(name, step, data, tokenizer)
-        loss = loss_of(model, ids, labels)
-        torch.autograd.backward(loss)
+        batch = batch_of(name, step, data, tokenizer)
+        loss = learn(model, batch)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        ids_read, mean = ids_read + ids.numel(), 0.98 * mean + 0.02 * loss.item()
+        ids_read += sum(ids.numel() for ids, _ in batch)
+        mean = 0.98 * mean + 0.02 * loss
         if step % 100 == 0:
             spent = time.process_time() - clock
             print(f"{name} {step}/{steps} loss {mean:.4f} {spent:.0f} s", flush=True)
