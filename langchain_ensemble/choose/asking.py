@@ -108,7 +108,8 @@ def ask(
         ``[question][n]`` replies.
     """
     identity = json.dumps(model.identity, sort_keys=True, default=repr)
-    keys = [_key(identity, item) for item in items]
+    chat = isinstance(model, ChatEnsemble)
+    keys = [_key(identity, item, chat) for item in items]
     missing = [place for place, key in enumerate(keys) if answers.get(key) is None]
     progress(stage, len(items) - len(missing), len(items))
     if missing:
@@ -123,8 +124,8 @@ def ask(
     return [answers.get(key) or [] for key in keys]
 
 
-def _key(identity: str, item: Item) -> str:
-    whole = json.dumps([identity, item.question], ensure_ascii=False)
+def _key(identity: str, item: Item, chat: bool) -> str:
+    whole = json.dumps([identity, item.question(chat)], ensure_ascii=False)
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

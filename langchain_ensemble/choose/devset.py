@@ -50,10 +50,14 @@ class Item:
             return next((name for name in _LETTERS if letter(text, name)), "")
         return normalise(text)
 
+    def question(self, chat: bool) -> str | tuple[tuple[str, str], ...]:
+        """What is asked: the raw prompt, or turns."""
+        return self.turns if chat else cast(str, self.prompt)
+
     @property
-    def question(self) -> str | tuple[tuple[str, str], ...]:
-        """Prompt or messages: what identifies the question."""
-        return self.messages if self.messages is not None else cast(str, self.prompt)
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """The messages; a prompt is a user's."""
+        return self.messages or (("user", str(self.prompt)),)
 
     @property
     def text(self) -> str:
@@ -65,8 +69,8 @@ class Item:
     @property
     def conversation(self) -> Conversation:
         """The question as turns."""
-        turns = self.messages or (("user", str(self.prompt)),)
-        return Conversation(tuple(Message(cast(ChatRole, role), text) for role, text in turns))
+        turns = (Message(cast(ChatRole, role), text) for role, text in self.turns)
+        return Conversation(tuple(turns))
 
 
 def read_dev_set(source: Source, *, metric: Metric = "exact_match") -> tuple[Item, ...]:

@@ -133,10 +133,11 @@ class Trial:
             told = "; ".join(f"{name}: {why}" for name, why in found.left_out.items())
             who = "no candidate" if not found.systems else f"main={main!r}"
             raise MemberError(f"{who} can be measured: {told}")
-        self._warn_of_templates(found)
+        self.warn_of_templates(found)
         return found
 
-    def _warn_of_templates(self, found: Alone) -> None:
+    def warn_of_templates(self, found: Alone) -> None:
+        """Warn of instruct models that would read raw prompts."""
         both = {member.model for member in EnsembleLLM.demo().params.members}  # learned raw text
         names = [
             repr(name)
