@@ -17,21 +17,20 @@ from typing import Any, Self
 from langchain_ensemble.building import Built, Progress, build, small_model
 from langchain_ensemble.chat.conversation import ChatRequest, Conversation
 from langchain_ensemble.choose.belonging import Calibrated, Reads
-from langchain_ensemble.contexts import Contexts, check_contexts, context_of
 from langchain_ensemble.confidence import sure_enough
+from langchain_ensemble.contexts import Contexts, check_contexts, context_of
 from langchain_ensemble.decoding.admission import kv_bytes
 from langchain_ensemble.decoding.engine import Decoding, Engine
 from langchain_ensemble.decoding.prefixes import PrefixCache
 from langchain_ensemble.decoding.records import Answer, Score
 from langchain_ensemble.decoding.task import Task
-from langchain_ensemble.errors import ConfigError, unknown_name
 from langchain_ensemble.fusion import get_fusion
 from langchain_ensemble.fusion.base import Fusion
 from langchain_ensemble.members.base import LoadedMember, MemberPrompt
 from langchain_ensemble.members.loading import load_member, load_members
 from langchain_ensemble.params import EnsembleParams, Gate, RequestParams, check_gate
 from langchain_ensemble.readers import DRAFT, Readers
-from langchain_ensemble.requests import Shares, limits_of, plain_task, voices_with_weight
+from langchain_ensemble.requests import Shares, limits_of, plain_task, rated, scored_by
 from langchain_ensemble.roles import refuse_weights
 from langchain_ensemble.scoring import Scores
 from langchain_ensemble.store import Store
@@ -146,7 +145,7 @@ class Ensemble:
             ConfigError: Wrong weights, or a prompt that does not fit a member.
         """
         built = self._ready()
-        task = self._task(built, request, "texts")
+        task = rated(self._task(built, request, "texts"), prompts)
         return self._engine.admit(self._readers.task(built, task, prompts, request.contexts))
 
     def open_chat(
@@ -166,7 +165,7 @@ class Ensemble:
             ConfigError: Wrong weights, or thinking that a member cannot do.
         """
         built = self._ready()
-        task = self._task(built, request, "conversations")
+        task = rated(self._task(built, request, "conversations"), [conversation])
         read, own = self._readers.view, request.contexts
         views = [read(built, place, own) for place in task.places]
         vocabularies = [built.vocabularies[place] for place in task.places]
@@ -231,7 +230,7 @@ class Ensemble:
         check_text(text)
         check_contexts(contexts, self.names)
         built = self._ready()
-        places, shares = self._scored_places(built, weights, member, "texts")
+        places, shares = self._scored_by(built, weights, member, prompt)
         prompts = self._readers.raw(built, places, prompt, contexts)
         return self._score(built, text, prompts, (places, shares), gate)
 
@@ -264,7 +263,7 @@ class Ensemble:
         check_text(answer)
         check_contexts(contexts, self.names)
         built = self._ready()
-        places, shares = self._scored_places(built, weights, member, "conversations")
+        places, shares = self._scored_by(built, weights, member, conversation)
         views = [self._readers.view(built, place, contexts) for place in places]
         prompts = [view.prompt(conversation, ChatRequest()) for view in views]
         return self._score(built, answer, prompts, (places, shares), gate)
@@ -276,16 +275,15 @@ class Ensemble:
         with self._engine.alone():
             yield built, self._readers
 
-    def _scored_places(
-        self, built: Built, weights: Any, member: str | None, reads: Reads
+    def _scored_by(
+        self, built: Built, weights: Any, member: str | None, before: str | Conversation
     ) -> Shares:
-        if member is None:
-            refuse_weights(self.fusion, weights)
-            learned = self._calibrated.weights(built, weights, reads)
-            return voices_with_weight(self.params, weights, learned)
-        if member not in built.names:
-            raise ConfigError(unknown_name("member", member, built.names))
-        return (built.names.index(member),), (1.0,)
+        asked = weights if member is None else "uniform"
+        refuse_weights(self.fusion, asked)
+        reads: Reads = "texts" if isinstance(before, str) else "conversations"
+        learned = self._calibrated.weights(built, asked, reads)
+        with self._engine.alone():
+            return scored_by(built, self.params, weights, member, before, learned)
 
     def _score(
         self, built: Built, text: str, prompts: Sequence[MemberPrompt], heard: Shares, gate: Gate

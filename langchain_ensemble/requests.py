@@ -6,15 +6,18 @@ Main is first everywhere below this file.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_ensemble.building import Built
+from langchain_ensemble.chat.conversation import Conversation
 from langchain_ensemble.decoding.admission import Limits
 from langchain_ensemble.decoding.draft_model import DraftVoice
 from langchain_ensemble.decoding.protocols import Sampling
+from langchain_ensemble.decoding.rating import PromptWeights
 from langchain_ensemble.decoding.task import Task
-from langchain_ensemble.errors import EnsembleWarning
+from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
 from langchain_ensemble.members.sampling import filters, penalty
 from langchain_ensemble.params import EnsembleParams, RequestParams
 from langchain_ensemble.shares import resolve_weights
@@ -73,6 +76,65 @@ def plain_task(
         warn=warn,
         draft=None if built.draft is None else DraftVoice(*built.draft),
     )
+
+
+def rated(task: Task, before: Sequence[str | Conversation]) -> Task:
+    """Let each prompt decide on its weights, where the request says so.
+
+    Args:
+        task: The request.
+        before: The prompts, or the conversation.
+
+    Returns:
+        The task.
+    """
+    if task.request.weights != "prompt" or len(task.voices) == 1:
+        return task
+    return replace(task, rating=PromptWeights(task.voices, [*map(_judged, before)]))
+
+
+def _judged(before: str | Conversation) -> str:
+    """What members are judged by: of a conversation the user's own words, in no template."""
+    if isinstance(before, str):
+        return before
+    return "\n\n".join(m.text for m in before.messages if m.role == "user" and m.text)
+
+
+def scored_by(
+    built: Built,
+    params: EnsembleParams,
+    weights: Any,
+    member: str | None,
+    before: str | Conversation,
+    calibrated: Mapping[str, float] | None,
+) -> Shares:
+    """Who scores a text, and with which weights; nobody else runs the members meanwhile.
+
+    Args:
+        built: What is loaded.
+        params: What is fixed.
+        weights: As in a request.
+        member: The member that scores alone; None: all that have a voice.
+        before: What stands before the text.
+        calibrated: The weights of the calibration, if they are meant.
+
+    Returns:
+        Places and weights, main (or the member) first.
+
+    Raises:
+        ConfigError: Unknown member, or wrong weights.
+    """
+    if member is not None:
+        if member not in built.names:
+            raise ConfigError(unknown_name("member", member, built.names))
+        return (built.names.index(member),), (1.0,)
+    places, shares = voices_with_weight(params, weights, calibrated)
+    if weights == "prompt" and len(places) > 1:
+        rating = PromptWeights([built.voices[place] for place in places], [_judged(before)])
+        while not rating.done:
+            rating.read_on(warn)
+        (shares,) = rating.weights
+    return places, shares
 
 
 def voices_with_weight(

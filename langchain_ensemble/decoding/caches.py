@@ -90,6 +90,9 @@ class Caches:
         """Read one piece of the prompts; :attr:`opened` once all is read."""
         if self._reading is None:
             return
+        if self._task.rating is not None and not self._task.rating.done:
+            self._task.rating.read_on(self._task.warn)
+            return
         if self._task.prefixes is not None:  # here and not before: the engine's lock is held
             self._task.prefixes.watch(self)
         with self._releasing():
@@ -323,6 +326,8 @@ class Caches:
         Args:
             keep: Whether later requests may have what was read of the first prompt.
         """
+        if self._task.rating is not None:
+            self._task.rating.close()
         sessions, reading = self._sessions, self._reading
         self._sessions, self._trackers, self.logits, self._reading = [], [], [], None
         self._pending = []

@@ -84,7 +84,8 @@ def _kind(question: Question) -> Hashable:
     settings = (request.temperature, request.top_k, request.top_p, request.min_p)
     return (
         tuple((id(voice.member), id(voice.keys), voice.turns) for voice in task.voices),
-        (id(task.fuser), task.weights, task.places, task.num_members),
+        (id(task.fuser), task.places, task.num_members),
+        task.weights if task.rating is None else "each row's own",
         settings if question.generators is not None else "greedy",
         request.repetition_penalty,
         (watched(request), request.trace, repr(request.gate)),
@@ -136,6 +137,7 @@ def _merged(questions: Sequence[Question], parts: _Parts) -> Question:
             for question in questions
             for own in question.proposed or [None] * len(question.rows)
         ],
+        shares=[own for question in questions for own in question.shares],
     )
 
 

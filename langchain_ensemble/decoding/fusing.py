@@ -55,7 +55,7 @@ def voice_distribution(
 
 
 def row_weights(
-    base: Sequence[float] | Tensor,
+    base: Sequence[float] | Sequence[tuple[float, ...]] | Tensor,
     distributions: Sequence[MemberDistribution],
     silent: Sequence[Sequence[bool]],
     boundary: Sequence[Tensor | None],
@@ -63,7 +63,8 @@ def row_weights(
     """Effective weights of N rows.
 
     Args:
-        base: The request's weights, one a voice; or [N, voices], each row's own, on main's device.
+        base: The request's weights, one a voice; or each row's own, as tuples or as a tensor
+            [N, voices] on main's device.
         distributions: One a voice.
         silent: [voice][row], rows in which a voice cannot speak (inside a character, say).
         boundary: c_i [N] a voice, None where it is 1.
@@ -73,7 +74,7 @@ def row_weights(
     """
     main = distributions[0].logprobs
     rows = len(main)
-    weights = base if torch.is_tensor(base) else _one_row(tuple(base), main.device)
+    weights = base if isinstance(base, Tensor) else _as_rows(tuple(base), main.device)
     return weighed(weights.expand(rows, -1), *standing(distributions, silent, boundary))
 
 
@@ -135,10 +136,13 @@ def all_or_main(weights: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _one_row(weights: tuple[float, ...], device: torch.device) -> Tensor:
-    """[1, voices] float32; not to be written to."""
+def _as_rows(
+    weights: tuple[float, ...] | tuple[tuple[float, ...], ...], device: torch.device
+) -> Tensor:
+    """[1 or N, voices] float32; not to be written to."""
+    each = weights if isinstance(weights[0], tuple) else (weights,)
     with torch.inference_mode(False):
-        return torch.tensor([weights], device=device)
+        return torch.tensor(each, dtype=torch.float32, device=device)
 
 
 def to_device(distribution: MemberDistribution, device: torch.device) -> MemberDistribution:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import START
@@ -52,12 +53,15 @@ def hear(question: Question) -> Heard:
         )
         for place, (voice, logits) in enumerate(zip(voices, question.logits, strict=True))
     ]
+    paths = question.caches.paths(rows, distributions, question.at)
+    if paths is not None:
+        return _along(question, distributions, paths, legal)
     silent = [
         [place > 0 and (row.fragment or row.starts_apart(place)) for row in rows]
         for place in range(len(voices))
     ]
     boundary = question.caches.boundaries(rows, distributions, question.at)
-    weights = row_weights(task.weights, distributions, silent, boundary)
+    weights = row_weights(question.shares or task.weights, distributions, silent, boundary)
     if getattr(task.fuser, "together", False):
         weights = all_or_main(weights)
     return Heard(distributions, weights, boundary, legal)

@@ -131,13 +131,13 @@ class Loop:
         at, logits = self._ahead.standing()
         if not at:
             return None
-        generators = self._caches.generators
-        if generators is not None and len(at) < len(generators):
-            generators = [generators[b] for b in at]
+        draws = self._caches.generators and [self._caches.generators[b] for b in at]
         rows = [self.rows[self._active[b]] for b in at]
         ids = [self._main_ids(row) for row in rows] if self._task.sampling.penalty else []
         proposed = self._ahead.proposed(at)
-        return Question(self._task, rows, at, logits, self._caches, generators, ids, proposed)
+        shares = self._task.shares(row.number for row in rows)
+        told = (self._caches, draws, ids, proposed, shares)
+        return Question(self._task, rows, at, logits, *told)
 
     def answer(
         self, question: Question | None, chosen: Sequence[Chosen], turn: int | None = None

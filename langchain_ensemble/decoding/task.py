@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from langchain_ensemble.constraints.grammar import CompiledGrammar
 from langchain_ensemble.decoding.draft_model import DraftVoice
 from langchain_ensemble.decoding.prefixes import PrefixCache
 from langchain_ensemble.decoding.protocols import Sampling, Voice, Warn
+from langchain_ensemble.decoding.rating import PromptWeights
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 from langchain_ensemble.errors import ConfigError, ContextError
 from langchain_ensemble.fusion.base import Fuser
@@ -92,6 +93,7 @@ class Task:
         prefixes: What earlier requests have read, and where what this one has read goes; None:
             nothing is reused.
         draft: A small model that drafts, None: there is none.
+        rating: Gives each prompt weights of its own; None: ``weights`` are those of all.
     """
 
     voices: tuple[Voice, ...]
@@ -112,6 +114,7 @@ class Task:
     keep: bool = False
     prefixes: PrefixCache | None = None
     draft: DraftVoice | None = None
+    rating: PromptWeights | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -124,6 +127,12 @@ class Task:
         rows = len(self.prompts) * self.request.n
         if self.held is not None and rows > 1:
             raise ConfigError(f"held= is for one answer; {rows} are asked for")
+
+    def shares(self, rows: Iterable[int]) -> list[tuple[float, ...]]:
+        """Weights of some rows, by number, where prompts have their own; else nothing."""
+        if self.rating is None:
+            return []
+        return [self.rating.weights[row // self.request.n] for row in rows]
 
     def drafted(self, read: Callable[[], Sequence[MemberPrompt]]) -> Task:
         """Let the draft model, if there is one, read its prompts.

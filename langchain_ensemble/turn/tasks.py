@@ -221,6 +221,7 @@ class TurnTasks:
             key_bytes=(),
             prompts=[[prompt]],
             draft=None,
+            rating=None,
             request=self._task.request.model_copy(update=update),
         )
 
