@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import START
@@ -53,9 +52,6 @@ def hear(question: Question) -> Heard:
         )
         for place, (voice, logits) in enumerate(zip(voices, question.logits, strict=True))
     ]
-    paths = question.caches.paths(rows, distributions, question.at)
-    if paths is not None:
-        return _along(question, distributions, paths, legal)
     silent = [
         [place > 0 and (row.fragment or row.starts_apart(place)) for row in rows]
         for place in range(len(voices))

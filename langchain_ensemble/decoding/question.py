@@ -27,6 +27,7 @@ class Question:
         generators: One a row; None is greedy.
         ids: Main's ids of prompt and answer of each row; empty where no penalty reads them.
         proposed: What was drawn from a known distribution for each row; empty: nothing.
+        shares: Each row's own weights, one a voice; empty: those of the task.
     """
 
     task: Task
@@ -37,3 +38,4 @@ class Question:
     generators: Sequence[torch.Generator] | None
     ids: Sequence[Sequence[int]]
     proposed: Sequence[Proposed | None] = ()
+    shares: Sequence[tuple[float, ...]] = ()
