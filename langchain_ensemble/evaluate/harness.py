@@ -63,6 +63,8 @@ def call_settings(gen_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: Anything else, or settings that contradict each other.
     """
     given = {name: value for name, value in gen_kwargs.items() if value is not None}
+    if given.get("num_beams") == 1:  # some tasks say that they want no beams
+        del given["num_beams"]
     known = {"until", "do_sample", "temperature", *MAX_TOKENS, *SAMPLING}
     if unknown := sorted(given.keys() - known):
         raise ConfigError(

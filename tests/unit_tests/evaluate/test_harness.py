@@ -32,6 +32,7 @@ from langchain_ensemble.evaluate.harness import (
             {"max_gen_toks": 7, "max_tokens": 7},
             {"stop": [], "max_tokens": 7, "temperature": 0.0},
         ),
+        ({"num_beams": 1}, {"stop": [], "max_tokens": 256, "temperature": 0.0}),
         ({"temperature": 0.5}, {"stop": [], "max_tokens": 256, "temperature": 0.5}),
         ({"do_sample": True}, {"stop": [], "max_tokens": 256, "temperature": 1.0}),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from langchain_ensemble.choose.stats import clopper_pearson
 from langchain_ensemble.errors import EnsembleWarning
 from langchain_ensemble.evaluate import Task, evaluate, paper_task
 from langchain_ensemble.evaluate.__main__ import main
+from langchain_ensemble.evaluate.metrics import METRICS
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -224,3 +226,14 @@ def test_nothing_warns_where_nothing_is_wrong(llm, questions):
     with warnings.catch_warnings():
         warnings.simplefilter("error", EnsembleWarning)
         evaluate(llm, Task("t", questions, "{question}", max_tokens=1))
+
+
+def test_the_documented_configuration_is_one(tmp_path):
+    page = (Path(__file__).parents[3] / "docs/evaluation.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "e.yaml").write_text(block, encoding="utf-8")
+    llm = EnsembleLLM.from_config(tmp_path / "e.yaml")
+    assert llm.model_name == "unite(qwen2+llama3)"
+    assert sorted(re.findall(r"^\| `(\w+)` \| (?=prediction|a gold|the )", page, re.M)) == sorted(
+        METRICS
+    )
