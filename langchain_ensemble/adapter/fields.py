@@ -26,6 +26,7 @@ from langchain_ensemble.adapter.settings import (
     read_overrides,
     read_settings,
 )
+from langchain_ensemble.adapter.tracing import TracedCalls
 from langchain_ensemble.choose.calibration_file import (
     Calibration,
     early_facts,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from langchain_ensemble.ensemble import Ensemble
 
 
-class EnsembleFields(DeclaredFields):
+class EnsembleFields(TracedCalls, DeclaredFields):
     """Settings of an ensemble, and its weights' life: ``load``, ``unload``, ``with``."""
 
     _lease: Lease = PrivateAttr(default_factory=Lease)
