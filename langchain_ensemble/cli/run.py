@@ -25,14 +25,14 @@ class _Ending(BaseCallbackHandler):
         self.info = dict(response.generations[0][0].generation_info or {})
 
 
-def run(llm: EnsembleLLM, prompt: str, *, trace: Path | None, as_json: bool) -> None:
+def run(llm: EnsembleLLM, prompt: str, *, as_json: bool, trace: Path | None = None) -> None:
     """Decode one answer and write it while it grows.
 
     Args:
         llm: The ensemble.
         prompt: The prompt.
-        trace: Where the answer's trace goes: a page where it ends in ``.html``, else JSON.
         as_json: Write one JSON object at the end instead of the text as it comes.
+        trace: Where the answer's trace goes: a page where it ends in ``.html``, else JSON.
 
     Raises:
         DeadlineError: ``timeout`` passed; what was decoded is on stdout, or nothing of it as JSON.

@@ -170,9 +170,11 @@ class TestPerCall:
             "abstain_below": 0.1,
         }  # fmt: skip
         assert changed.keys() == RequestParams.model_fields.keys()
-        llm.generate(["x"], **changed)
-        asked = scripted(llm).opened[-1].request
-        assert asked == RequestParams(**{**changed, "stop": ("zzz",)})
+        for apart in ("n", "abstain_below"):  # one answer is refused, not one of several
+            given = {name: value for name, value in changed.items() if name != apart}
+            llm.generate(["x"], **given)
+            asked = scripted(llm).opened[-1].request
+            assert asked == RequestParams(**{**given, "stop": ("zzz",)})
         llm.invoke("x")
         assert scripted(llm).opened[-1].request == RequestParams()
 
