@@ -151,6 +151,10 @@ class Caches:
             for place, tracker in enumerate(self._trackers)
         ]
 
+    def tracker(self, place: int) -> BoundaryTracker | None:
+        """One voice's open boundaries, None where they are not weighed."""
+        return self._trackers[place]
+
     def submit(self, changes: Sequence[Sequence[Change]]) -> None:
         """Roll back where a spelling changed and start the new ids, all voices side by side.
 

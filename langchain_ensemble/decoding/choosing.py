@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.decoding.caches import Caches
-from langchain_ensemble.decoding.fused import choose_fused
+from langchain_ensemble.decoding.fused import choose_by_main, choose_fused
 from langchain_ensemble.decoding.gates import rows_of
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.raw import choose_raw
@@ -68,16 +68,20 @@ def choose_apart(questions: Sequence[Question]) -> list[list[Chosen] | Exception
 
 
 def _choose(question: Question) -> list[Chosen]:
-    return choose_raw(question) if len(question.task.voices) == 1 else choose_fused(question)
+    if len(question.task.voices) == 1:
+        return choose_raw(question)
+    return choose_by_main(question) if question.alone else choose_fused(question)
 
 
 def _kind(question: Question) -> Hashable:
     """What two requests must have in common to be one question; None: it stands alone.
 
     A grammar's masks are made for one request, and a call that opens on its text is looked at in
-    main's cache: those stand alone.
+    main's cache: those stand alone, and so do paths through answers.
     """
     task = question.task
+    if task.voices[0].trie is not None:
+        return None
     if task.grammar is not None or (task.opening is not None and task.opening.literal):
         return None
     request = task.request
@@ -89,7 +93,7 @@ def _kind(question: Question) -> Hashable:
         settings if question.generators is not None else "greedy",
         request.repetition_penalty,
         (watched(request), request.trace, repr(request.gate)),
-        task.opening,
+        (task.opening, question.alone),
         tuple(task.spelled.items()),
     )
 

@@ -13,28 +13,32 @@ Who proposes:
 * Members in turns. A voice reads what is new to it, which settles one key, and the best key after
   all it has read is its proposal. Equal members that agree with a share ``a`` of each other's
   proposals then need ``2 - a`` forwards a token, ``N`` members ``N - (N - 1) a``.
+* Main alone, behind a gate that fuses few keys but asks all voices (``"safe"``): it drafts a few
+  keys, then each of the others reads them all in one forward.
 * Where nothing is drafted, a guess: what followed the last time (``lookup.py``), or a small draft
   model (``draft_model.py``). The first voice that reads a guess puts its own key in where it does
   not agree.
+
+Behind a gate that asks main alone (``"threshold"``), a key at which main is sure is settled without
+the others: they read it later, together with what follows, when a key is not sure or when they are
+:data:`LAG` keys behind. What they would have noted there is noted then (``lagging.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import START
 from langchain_ensemble.decoding.caches import Caches, Change
-from langchain_ensemble.decoding.choose import drawn
-from langchain_ensemble.decoding.draft import Draft, Path
-from langchain_ensemble.decoding.fusing import keys_of, voice_distribution
+from langchain_ensemble.decoding.draft import Draft, Late, Path
+from langchain_ensemble.decoding.fusing import voice_distribution
+from langchain_ensemble.decoding.gates import read_gate, sure
 from langchain_ensemble.decoding.guesses import Guesser
-from langchain_ensemble.decoding.masks import raw_end_ids
-from langchain_ensemble.decoding.protocols import Voice
+from langchain_ensemble.decoding.lagging import catch_up, may_lag
+from langchain_ensemble.decoding.proposals import Proposals, Proposer
 from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.decoding.verify import Proposed
@@ -42,23 +46,8 @@ from langchain_ensemble.decoding.verify import Proposed
 LONGEST = 8
 """Keys of a draft at most."""
 
-
-@dataclass(frozen=True)
-class Proposals:
-    """A voice's best keys after what it has just read.
-
-    Attributes:
-        rows: Place, void count and first position (counted from the drafts' beginning) of each row.
-        keys: [n] union keys on the device, row by row, position by position; -1 where it would end.
-        counts: How many keys each row has.
-        sources: [rows, V + 1] what each row's last key was drawn from, END last; None: it is the
-            best.
-    """
-
-    rows: list[tuple[int, int, int]]
-    keys: Tensor
-    counts: list[int]
-    sources: Tensor | None = None
+LAG = 16
+"""Keys that a voice whose open boundaries are weighed may be behind: their logits are kept."""
 
 
 class Drafts:
@@ -67,24 +56,25 @@ class Drafts:
     Attributes:
         drafted: Keys that were drafted so far.
         accepted: Those of them that were chosen.
-        forwards: Forwards of voices.
+        forwards: Forwards of each voice.
     """
 
     def __init__(self, task: Task, rows: Sequence[Row], caches: Caches, guesser: Guesser) -> None:
         """Begin without drafts; every voice has read each row's answer."""
         self._task, self._caches, self._guesser = task, caches, guesser
+        self._gate = read_gate(task.request.gate)
+        self._lagging = may_lag(task)
+        self._main_leads = self._gate.name == "safe" and len(task.voices) > 1
+        self._proposer = Proposer(task)
         self._drafts = [
             Draft(row, [self._path(b, place, row) for place in range(len(task.voices))])
             for b, row in enumerate(rows)
         ]
         self._turn = 0
-        request = task.request
-        self._drawing = request.temperature > 0 and request.seed is None and len(task.voices) > 1
-        self._dice = torch.Generator()
-        self._dice.seed()
         self._proposals: Proposals | None = None
         self._pending: tuple[int, list[tuple[int, list[int]]]] | None = None
-        self.drafted = self.accepted = self.forwards = 0
+        self.drafted = self.accepted = 0
+        self.forwards = [0] * len(task.voices)
 
     def _path(self, b: int, place: int, row: Row) -> Path:
         voice, track = self._task.voices[place], row.tracks[place]
@@ -95,6 +85,7 @@ class Drafts:
             valid=len(track.ids),
             room=None if limit is None else limit - self._caches.prompt_length(b, place),
             queue=[self._caches.logits[place][b]],
+            weighed=self._lagging and self._caches.tracker(place) is not None,
         )
 
     # what is settled
@@ -104,11 +95,26 @@ class Drafts:
         """Places of the rows of which every voice has said what may come next."""
         return [b for b, draft in enumerate(self._drafts) if draft.ready]
 
-    def logits(self, at: Sequence[int]) -> list[Tensor]:
-        """Every voice's logits after the answers of some rows, [n, V_i]."""
+    @property
+    def passing(self) -> list[int]:
+        """Places of the rows of which main alone decides what comes next, and has read so far."""
+        if not self._lagging:
+            return []
+        read = [b for b, d in enumerate(self._drafts) if d.paths[0].queue and not d.ready]
+        unknown = [b for b in read if self._drafts[b].sure is None and not self._drafts[b].inside]
+        if unknown:
+            (logits,) = self.logits(unknown, voices=1)
+            main = voice_distribution(self._task.voices[0], logits, [START] * len(unknown))
+            for b, is_sure in zip(unknown, sure(main, self._gate.below).tolist(), strict=True):
+                self._drafts[b].sure = is_sure
+        return [b for b in read if self._drafts[b].sure or self._drafts[b].inside]
+
+    def logits(self, at: Sequence[int], voices: int | None = None) -> list[Tensor]:
+        """The first voices' (None: all voices') logits after the answers of some rows, [n, V_i]."""
+        count = len(self._task.voices) if voices is None else voices
         return [
             torch.stack([self._drafts[b].paths[place].queue[0] for b in at])
-            for place in range(len(self._task.voices))
+            for place in range(count)
         ]
 
     def proposed(self, at: Sequence[int]) -> list[Proposed | None]:
@@ -133,13 +139,15 @@ class Drafts:
             changes: What it changed in each voice's ids of the answer.
         """
         draft = self._drafts[b]
+        for place, late in draft.pass_by():
+            self._catch_up(place, [(b, [late])])
         agreed = draft.settle(key, changes)
         self.accepted += agreed
         self._guesser.settle(draft.row.number, changes[0], agreed=agreed)
 
     def valid(self, b: int) -> list[int]:
         """How many ids of a row's answer are right in each voice's cache."""
-        return [min(path.valid, len(path.track.ids)) for path in self._drafts[b].paths]
+        return [path.cached for path in self._drafts[b].paths]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep some rows."""
@@ -157,17 +165,21 @@ class Drafts:
             places: Where rows are now, by where they were when it was asked; None: there.
         """
         made, self._proposals = self._proposals, None
-        if made is None:
+        if made is None or all(self._void(b, void, places) for b, void, _ in made.rows):
             return
         keys = iter(made.keys.tolist())
         for number, ((b, void, first), count) in enumerate(
             zip(made.rows, made.counts, strict=True)
         ):
             own = [next(keys) for _ in range(count)]
-            place = b if places is None else places.get(b, -1)
-            if place >= 0 and self._drafts[place].void == void:
+            if not self._void(b, void, places):
                 source = None if made.sources is None else made.sources[number]
-                self._put(self._drafts[place], first, own, source)
+                self._put(self._drafts[b if places is None else places[b]], first, own, source)
+
+    def _void(self, b: int, void: int, places: dict[int, int] | None) -> bool:
+        """Whether what was proposed for a row has no draft any more to be put to."""
+        place = b if places is None else places.get(b, -1)
+        return place < 0 or self._drafts[place].void != void
 
     def _put(self, draft: Draft, first: int, keys: Sequence[int], source: Tensor | None) -> None:
         """Put a voice's key at the end of a draft, or in the place of the first guess it denies."""
@@ -223,10 +235,27 @@ class Drafts:
             self._guesser.guessed(draft.row.number, draft.guessed)
         count = len(self._task.voices)
         self._turn = self._turn if turn is None else turn % count
-        for place in (*range(self._turn, count), *range(self._turn)):
-            if self._start(place):
+        for place in self._order(count):
+            if self._wanted(place) and self._start(place):
                 self._turn = (place + 1) % count
                 return
+
+    def _order(self, count: int) -> Sequence[int]:
+        """Whom to ask whether it reads next."""
+        order = [*range(self._turn, count), *range(self._turn)]
+        if not self._main_leads:
+            return order
+        goes_on = any(len(d.keys) < d.reach and d.paths[0].missing()[1] for d in self._drafts)
+        return sorted(order, key=lambda place: (place == 0) != goes_on)
+
+    def _wanted(self, place: int) -> bool:
+        """Whether some row waits for a voice; where voices may lag, else it reads later."""
+        if not self._lagging or place == 0:
+            return True
+        paths = [(draft, draft.paths[place]) for draft in self._drafts]
+        return any(
+            path.behind >= LAG or (draft.sure is False and not path.queue) for draft, path in paths
+        )
 
     def _start(self, place: int) -> bool:
         """Start one voice, if it has anything to read."""
@@ -237,7 +266,7 @@ class Drafts:
         kept = [at if ids else None for at, ids, _ in plans]
         self._caches.start(place, kept, [ids for _, ids, _ in plans], keep)
         self._pending = (place, [(len(ids), wanted) for _, ids, wanted in plans])
-        self.forwards += 1
+        self.forwards[place] += 1
         return True
 
     def collect(self) -> None:
@@ -247,53 +276,36 @@ class Drafts:
         (place, plans), self._pending = self._pending, None
         logits = self._caches.take(place)  # [B, keep, V_i]
         keep = logits.shape[1]
-        read = []
+        read, late = [], []
         for b, (draft, (count, wanted)) in enumerate(zip(self._drafts, plans, strict=True)):
             path = draft.paths[place]
-            path.queue += [logits[b, keep - count + end - 1] for end in wanted]
+            told = [logits[b, keep - count + end - 1] for end in wanted]
             if count:
-                path.has_read()
-                read.append((b, len(wanted) if draft.guessed else 1))
-        if len(self._task.voices) > 1:
+                before = len(path.queue)
+                late.append((b, path.take(told)))
+                new = len(path.queue) - before
+                read += [(b, new if draft.guessed else 1)] if new else []
+        self._catch_up(place, late)
+        if len(self._task.voices) > 1 and read:
             self._proposals = self._propose(place, read)
 
-    def _propose(self, place: int, read: Sequence[tuple[int, int]]) -> Proposals:
-        """A voice's best keys after the last positions of each row; -1 where it would end."""
-        voice = self._task.voices[place]
-        queues = [self._drafts[b].paths[place].queue for b, _ in read]
-        rows = [
-            (b, self._drafts[b].void, self._drafts[b].settled + len(queue) - count)
-            for (b, count), queue in zip(read, queues, strict=True)
-        ]
-        asked = [
-            one for (_, count), queue in zip(read, queues, strict=True) for one in queue[-count:]
-        ]
-        counts = [count for _, count in read]
-        keys, _ = keys_of(voice)
-        if self._drawing and voice.verbatim:
-            drawn_keys, sources = self._draw(voice, torch.stack(asked))
-            last = [end - 1 for end in accumulate(counts)]
-            return Proposals(rows, drawn_keys, counts, sources[last])
-        ends = torch.tensor(raw_end_ids(voice), dtype=torch.long, device=keys.own.device)
-        sayable = (keys.representative >= 0).index_fill(0, ends, True)
-        best = torch.stack(asked).masked_fill(~sayable, -torch.inf).argmax(-1)
-        return Proposals(rows, keys.to_union[best], counts)
+    def _catch_up(self, place: int, late: Sequence[tuple[int, list[Late]]]) -> None:
+        """Let a voice note, row by row, what it would have noted where it was not asked."""
+        tracker, voice = self._caches.tracker(place), self._task.voices[place]
+        if tracker is not None:
+            rows = [(b, self._drafts[b].row, told) for b, told in late if told]
+            catch_up(tracker, voice, place, rows)
 
-    def _draw(self, voice: Voice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys drawn from what a voice that speaks main's ids says, filters applied; and that."""
-        said = voice_distribution(voice, logits, [START] * len(logits))
-        width = self._task.voices[0].member.logits_width
-        own = torch.nn.functional.pad(
-            said.logprobs, (0, max(0, width - said.logprobs.shape[-1])), value=-torch.inf
-        )
-        scores = torch.cat([own[:, :width], said.end[:, None]], -1)
-        empty = torch.zeros(len(scores), 0, dtype=torch.long, device=scores.device)
-        for processor in self._task.sampling.filters:
-            scores = processor(empty, scores)
-        probs = torch.softmax(scores, -1)
-        numbers = torch.rand(len(probs), dtype=torch.float64, generator=self._dice)
-        column = drawn(probs, numbers)
-        return torch.where(column < width, column, -1), probs
+    def _propose(self, place: int, read: Sequence[tuple[int, int]]) -> Proposals:
+        """A voice's best keys after the last positions of each row."""
+        drafts = [(b, self._drafts[b], count) for b, count in read]
+        queues = [(draft.paths[place].queue, count) for _, draft, count in drafts]
+        rows = [
+            (b, draft.void, draft.settled + len(queue) - count)
+            for (b, draft, count), (queue, _) in zip(drafts, queues, strict=True)
+        ]
+        asked = [one for queue, count in queues for one in queue[-count:]]
+        return self._proposer.propose(place, rows, [count for _, count in read], asked)
 
     def close(self) -> None:
         """Free what was made for guesses."""
@@ -304,7 +316,7 @@ class Drafts:
         for draft in self._drafts:
             draft.cut(0)
         for place in range(len(self._task.voices)):
-            if self._start(place):
+            while self._start(place):  # again where it spelled differently meanwhile
                 self.collect()
             self._caches.logits[place] = torch.stack(
                 [draft.paths[place].queue[0] for draft in self._drafts]

@@ -13,14 +13,24 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.decoding.choose import penalised
-from langchain_ensemble.decoding.fusing import checked, keys_of, or_end, say, spread
+from langchain_ensemble.decoding.fusing import (
+    checked,
+    keys_of,
+    or_end,
+    say,
+    spread,
+    voice_distribution,
+)
 from langchain_ensemble.decoding.gates import OPEN as FUSED
 from langchain_ensemble.decoding.gates import (
     REASONS,
+    SURE,
     Gatekeeper,
     mixed,
     of_main,
+    read_gate,
     rows_of,
+    sure,
     weights_behind,
 )
 from langchain_ensemble.decoding.hearing import Heard, hear
@@ -84,6 +94,38 @@ def choose_fused(question: Question) -> list[Chosen]:
     return chosen
 
 
+def choose_by_main(question: Question) -> list[Chosen]:
+    """Choose one key a row where a gate asks main alone and the others have not read so far.
+
+    Args:
+        question: The rows and what they stand on.
+
+    Returns:
+        What :func:`choose_fused` would choose; what the others say of it is not known.
+    """
+    task, generators = question.task, question.generators
+    voice, gate = task.voices[0], read_gate(task.request.gate)
+    main = voice_distribution(voice, question.logits[0], [row.utf8 for row in question.rows])
+    fused = of_main(main) if main.abstain is None else or_end(of_main(main))[0]
+    odds = fused_odds(question)
+    key, logprob = _pick(task, fused, question.ids, generators, odds, question.proposed)
+    columns = torch.stack([key.float(), logprob, SURE * sure(main, gate.below)])
+    packed = torch.cat([columns, say([voice], [main], key)]).cpu().T.tolist()
+    unheard = [-torch.inf] * (len(task.voices) - 1)
+    chosen = []
+    for b, (chosen_key, value, why, own) in enumerate(packed):
+        if value == -torch.inf:
+            pick = _chosen(task, END, 0.0, [own, *unheard], fused=False)
+        elif chosen_key == OPEN and task.opening is not None:
+            generator = None if generators is None else generators[b]
+            pick = opened(task, task.opening, value, question.logits[0][b], generator)
+        else:
+            pick = _chosen(task, int(chosen_key), value, [own, *unheard], fused=False)
+        assert pick.record is not None  # something was chosen
+        chosen.append(replace(pick, record=replace(pick.record, gate=REASONS[int(why)])))
+    return chosen
+
+
 def _behind(
     question: Question, heard: Heard, gate: Gatekeeper, shut: Tensor | None
 ) -> tuple[FusedDistribution, bool]:
@@ -98,7 +140,8 @@ def _behind(
     if shut is None:
         return _fuse(question, heard, gate)
     main, is_open = heard.distributions[0], shut == FUSED
-    if shut.device.type != "cpu" or heard.legal is not None:
+    followed = any(voice.trie is not None for voice in question.task.voices)
+    if shut.device.type != "cpu" or heard.legal is not None or followed:
         fused, only_best = _fuse(question, heard, gate)
         return mixed(main, fused, is_open), only_best
     rows = is_open.nonzero()[:, 0]  # nothing is waited for: only these are fused

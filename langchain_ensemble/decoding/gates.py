@@ -259,7 +259,8 @@ class Gatekeeper:
         Raises:
             ConfigError: The gate asks for that, and it is not.
         """
-        others = [repr(v.member.name) for v in self._voices if not v.verbatim]
+        unknown = [v for v in self._voices[1:] if not v.verbatim and v.trie is None]
+        others = [repr(v.member.name) for v in unknown]
         if self.gate.name == "safe" and others and not weigh_boundaries:
             raise ConfigError(
                 "gate='safe' fuses where a token of every member ends; with "

@@ -154,8 +154,8 @@ class Loop:
         """
         records = [pick.record for pick in chosen if pick.record is not None]
         said = [v for record in records for v in (record.logprob, *record.members.values()) if v]
-        if any(isnan(value) for value in said):
-            check_finite(self._task.voices, question.logits if question else [])
+        if question is not None and any(isnan(value) for value in said):
+            check_finite(self._task.voices[: len(question.logits)], question.logits)
         pieces = self._advance(*self._ahead.credited(question, chosen))
         if not self.done:
             self._ahead.submit(self._plans, turn)

@@ -22,7 +22,7 @@ class Question:
         task: The request.
         rows: The rows, n of them.
         at: Each row's place among those that run.
-        logits: [n, V_i] float32 of each voice, main first.
+        logits: [n, V_i] float32 of each voice, main first; main's only where it decides alone.
         caches: Where open boundaries are, and main's logits further on.
         generators: One a row; None is greedy.
         ids: Main's ids of prompt and answer of each row; empty where no penalty reads them.
@@ -39,3 +39,8 @@ class Question:
     ids: Sequence[Sequence[int]]
     proposed: Sequence[Proposed | None] = ()
     shares: Sequence[tuple[float, ...]] = ()
+
+    @property
+    def alone(self) -> bool:
+        """Whether only main was asked, behind a gate that asks nobody else."""
+        return len(self.logits) < len(self.task.voices)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from langchain_ensemble.decoding.caches import Caches, Change
 from langchain_ensemble.decoding.drafts import Drafts
+from langchain_ensemble.decoding.gates import Gatekeeper
 from langchain_ensemble.decoding.guesses import Guesser
 from langchain_ensemble.decoding.pace import Pace
 from langchain_ensemble.decoding.question import Question
@@ -26,7 +27,13 @@ class Speculation:
     """
 
     def __init__(self, task: Task, caches: Caches) -> None:
-        """Begin without drafts."""
+        """Begin without drafts.
+
+        Raises:
+            ConfigError: A gate that these members cannot have.
+        """
+        gate = Gatekeeper(task.request.gate, task.voices, task.key_bytes)
+        gate.check(task.weigh_boundaries)
         self._task, self._caches = task, caches
         self._pace = Pace(task.request.speculation)
         self._drafts: Drafts | None = None
@@ -42,11 +49,17 @@ class Speculation:
             self.level()
 
     def standing(self) -> tuple[Sequence[int], Sequence[Tensor]]:
-        """Places of the rows whose next key can be chosen, and every voice's logits there."""
+        """Places of the rows whose next key can be chosen, and every voice's logits there.
+
+        Main's logits alone where none of these rows needs the others: where a gate asks main only.
+        """
         if self._drafts is None:
             return range(len(self._caches.logits[0])), self._caches.logits
         at = self._drafts.ready
-        return at, self._drafts.logits(at) if at else ()
+        if at:
+            return at, self._drafts.logits(at)
+        at = self._drafts.passing
+        return at, self._drafts.logits(at, voices=1) if at else ()
 
     def proposed(self, at: Sequence[int]) -> Sequence[Proposed | None]:
         """What was drawn from a known distribution for some rows' next key; empty: nothing."""
@@ -101,7 +114,7 @@ class Speculation:
             self._caches.submit(plans)
             return
         self._drafts.take_proposals()
-        if not self._drafts.ready:
+        if not self._drafts.ready and not self._drafts.passing:
             self._drafts.submit(turn)
 
     def collect(self) -> None:

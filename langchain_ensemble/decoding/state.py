@@ -185,9 +185,14 @@ class Row:
         """
         return not self.records and self.tracks[place].lead != self.tracks[0].lead
 
-    def held_by(self, place: int) -> bytes:
-        """The answer's bytes as one voice holds them: with its lead, once it has begun."""
-        return b" " * self.tracks[place].lead + self.answer if self.records else b""
+    def held_by(self, place: int, end: int | None = None) -> bytes:
+        """The answer's bytes as one voice holds them: with its lead, once it has begun.
+
+        Args:
+            place: The voice.
+            end: How many bytes of the answer; None: all.
+        """
+        return b" " * self.tracks[place].lead + self.answer[:end] if self.records else b""
 
     def text(self, start: int, end: int) -> str:
         """Decode some complete bytes; bytes that can never be text show as U+FFFD (one voice)."""
