@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from langchain_ensemble.chat.view import ChatView
-from langchain_ensemble.constraints.utf8 import REJECT, START, next_states
+from langchain_ensemble.constraints.utf8 import REJECT, START, next_states, state_after
 from langchain_ensemble.decoding.protocols import Voice, Warn
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.fusion import prepare
-from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext, MemberKeys
+from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext, MemberKeys, Trie
 from langchain_ensemble.members.base import LoadedMember
 from langchain_ensemble.store import Store
 from langchain_ensemble.vocab.alignment import Aligned, align, check_common
-from langchain_ensemble.vocab.byte_trie import ByteTrie
+from langchain_ensemble.vocab.byte_trie import ByteTrie, tree_of
 from langchain_ensemble.vocab.pair_table import pair_table
 from langchain_ensemble.vocab.sorted_keys import SortedKeys
 from langchain_ensemble.vocab.vocabulary import Vocabulary
@@ -93,9 +93,22 @@ def build(
         devices=[m.device for m in members],
         remember=store.remember,
         on_progress=on_progress,
+        tries=[v.trie.trie for v in voices if v.trie is not None] or None,
+        union_trie=_held_by_main(aligned) if fusion.needs.paths else None,
     )
     fuser = prepare(fusion, context)
     return Built(tuple(members), vocabularies, voices, fuser, aligned.key_bytes)
+
+
+def _held_by_main(aligned: Aligned) -> Trie:
+    """The tree of union keys that main can hold: its own, and whole characters."""
+    width = aligned.alignment.main.width
+    return tree_of(
+        [
+            key if key and (u < width or state_after(key) == START) else None
+            for u, key in enumerate(aligned.key_bytes)
+        ]
+    )
 
 
 def small_model(member: LoadedMember) -> tuple[LoadedMember, Vocabulary]:

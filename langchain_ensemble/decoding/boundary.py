@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.decoding.protocols import SortedKeysLike
-from langchain_ensemble.decoding.ranges import PARTS, Layout
+from langchain_ensemble.decoding.ranges import PARTS, Layout, NodeLayout
 from langchain_ensemble.fusion.base import MemberDistribution
 
 BOUNDARIES = 8
@@ -65,15 +65,18 @@ class Mark:
 class BoundaryTracker:
     """The last boundaries of one member, for B rows."""
 
-    def __init__(self, keys: SortedKeysLike, rows: int) -> None:
+    def __init__(self, keys: SortedKeysLike, rows: int, layout: NodeLayout | None = None) -> None:
         """Start with no boundary.
 
         Args:
             keys: The member's keys in byte order.
             rows: B.
+            layout: What is kept of a row; None: what sums over ranges of keys need.
         """
         self._keys = keys
-        self._layout = Layout(len(keys.order))
+        ranges = Layout(len(keys.order))
+        self._layout: Layout | NodeLayout = ranges if layout is None else layout
+        self._parts = ranges.parts
         ends = [self._layout.nothing] * BOUNDARIES  # of the first slot: as empty as any
         self._blank = array("q", [0] * HEAD + ends + [0] * (2 * PARTS * BOUNDARIES))
         self._visited: list[list[Visited]] = [[] for _ in range(rows)]
@@ -140,7 +143,7 @@ class BoundaryTracker:
                 if found is not None:
                     places[start + where] = base + found
                 at = start + BOUNDARIES + 2 * PARTS * where
-                for number in self._layout.parts(low, high):
+                for number in self._parts(low, high):
                     places[at] = base + number
                     at += 1
             slot = self._visit(row, len(answer))

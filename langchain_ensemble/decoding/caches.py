@@ -18,6 +18,7 @@ from torch import Tensor
 from langchain_ensemble.decoding.boundary import BoundaryTracker
 from langchain_ensemble.decoding.devices import Devices
 from langchain_ensemble.decoding.handover import put_away
+from langchain_ensemble.decoding.path_tracker import tracker_of
 from langchain_ensemble.decoding.prefill import Prefill
 from langchain_ensemble.decoding.prefixes import Offer
 from langchain_ensemble.decoding.state import Row
@@ -107,10 +108,8 @@ class Caches:
             assert reader.logits is not None
             self._sessions.append(reader.session)
             self.logits.append(reader.logits)
-            tracker = None
-            if self._task.weigh_boundaries and voice.sorted_keys is not None:
-                tracker = BoundaryTracker(voice.sorted_keys, len(self._prompts))
-            self._trackers.append(tracker)
+            weigh = self._task.weigh_boundaries
+            self._trackers.append(tracker_of(voice, len(self._prompts), weigh=weigh))
         self.cached = [reader.cached for reader in readers]
 
     def offers(self, member: LoadedMember, salt: str | None) -> Iterator[Offer]:

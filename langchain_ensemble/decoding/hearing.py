@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import START
 from langchain_ensemble.decoding.fusing import all_or_main, row_weights, voice_distribution
 from langchain_ensemble.decoding.masks import Legal, legal_ids
+from langchain_ensemble.decoding.path_tracker import follow_all
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.fusion.base import MemberDistribution
 
@@ -52,6 +54,8 @@ def hear(question: Question) -> Heard:
         )
         for place, (voice, logits) in enumerate(zip(voices, question.logits, strict=True))
     ]
+    if voices[0].trie is not None:
+        return _along(question, distributions, legal)
     silent = [
         [place > 0 and (row.fragment or row.starts_apart(place)) for row in rows]
         for place in range(len(voices))
@@ -61,3 +65,24 @@ def hear(question: Question) -> Heard:
     if getattr(task.fuser, "together", False):
         weights = all_or_main(weights)
     return Heard(distributions, weights, boundary, legal)
+
+
+def _along(
+    question: Question,
+    distributions: Sequence[MemberDistribution],
+    legal: Legal | None,
+) -> Heard:
+    """What the voices say along their paths; one without any abstains.
+
+    An open boundary takes nothing from a weight: the paths say what it would.
+    """
+    trackers = [question.caches.tracker(place) for place in range(len(distributions))]
+    paths = follow_all(trackers, question.rows, distributions, question.at)
+    told = [
+        replace(d, paths=own, abstain=own.mass(own.node).maximum(own.end) == -torch.inf)
+        for d, (own, _) in zip(distributions, paths, strict=True)
+    ]
+    nobody = [[False] * len(question.rows)] * len(told)
+    base = question.shares or question.task.weights
+    weights = row_weights(base, told, nobody, [None] * len(told))
+    return Heard(told, weights, [ends for _, ends in paths], legal)

@@ -281,8 +281,8 @@ class Loop:
         """
         plan = []
         text: str | None = None
-        for track, voice in zip(row.tracks, self._task.voices, strict=True):
-            if voice.verbatim and token is not None:
+        for place, (track, voice) in enumerate(zip(row.tracks, self._task.voices, strict=True)):
+            if token is not None and (voice.verbatim or (place == 0 and row.fragment)):
                 plan.append(track.append(token))
                 continue
             if row.fragment:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from langchain_ensemble.fusion.base import Trie
+
 LEVELS = 3
 """A row itself, sums of its blocks, sums of blocks of those."""
 
@@ -63,3 +65,23 @@ class Layout:
             blocks = whole[:, begin:end].reshape(len(rows), size, self.base)
             whole[:, end : end + size] = blocks.logsumexp(-1)
         return whole
+
+
+class NodeLayout:
+    """Where a row's numbers are: one for every node of the keys' tree, then one never set."""
+
+    base = 1
+
+    def __init__(self, trie: Trie) -> None:
+        """Take the tree.
+
+        Args:
+            trie: The keys as a tree.
+        """
+        self._trie = trie
+        self.nothing = trie.nothing
+        self.width = trie.nothing + 1
+
+    def filled(self, rows: Tensor) -> Tensor:
+        """Rows [n, K] with the masses of all nodes, [n, width]."""
+        return self._trie.masses(rows)

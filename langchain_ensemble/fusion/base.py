@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.fusion.keys import Alignment, MemberKeys, TokenSpace
+from langchain_ensemble.fusion.paths import Paths
 from langchain_ensemble.fusion.tries import Trie
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MemberDistribution",
     "MemberKeys",
     "Needs",
+    "Paths",
     "TokenSpace",
     "Trie",
     "bounded_distribution",
@@ -50,6 +52,7 @@ class MemberDistribution:
         rest: [N] or None.
         boundary: [N] probability that the member ends a token here (SEMANTICS: open boundaries).
         abstain: [N] bool, rows in which the member has no say.
+        paths: Where the member's tokens are in the answer, for fusions that need it.
     """
 
     space: TokenSpace
@@ -59,6 +62,7 @@ class MemberDistribution:
     rest: Tensor | None = None
     boundary: Tensor | None = None
     abstain: Tensor | None = None
+    paths: Paths | None = None
 
     @property
     def sparse(self) -> bool:
@@ -161,9 +165,8 @@ class Needs:
         logprobs: ``"dense"`` or ``"top-k"`` (a member that gives only its best ids will do).
         embeddings: Whether input embeddings are read.
         min_common: How many common tokens the members must share.
-        paths: Whether members are heard byte by byte, along the paths their tokens take through
-            the answer. All of them, main too, then hold the answer in their own canonical ids, and
-            the fuser has ``over_bytes``.
+        paths: Whether members are heard byte by byte, along their tokens' paths through the answer.
+            All of them, main too, then hold it in their own canonical ids.
     """
 
     logprobs: Literal["dense", "top-k"] = "top-k"
@@ -190,6 +193,8 @@ class FusionContext:
         remember: ``remember(key, build)`` returns ``build()``'s tensors from the disk cache,
             building them at most once for a JSON-able key.
         on_progress: Called with (stage, done, total) in long loops.
+        tries: Each member's keys as a tree of bytes, where the fusion needs paths.
+        union_trie: The tree of those union keys that main can hold where a character is complete.
     """
 
     alignment: Alignment
@@ -201,6 +206,8 @@ class FusionContext:
     )
     on_progress: Callable[[str, int, int], None] | None = None
     devices: Sequence[torch.device] | None = None
+    tries: Sequence[Trie] | None = None
+    union_trie: Trie | None = None
 
     def device_of(self, i: int) -> torch.device:
         """Where member ``i``'s distribution is."""

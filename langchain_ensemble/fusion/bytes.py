@@ -26,7 +26,9 @@ from langchain_ensemble.fusion.base import (
     MemberDistribution,
     Needs,
 )
+from langchain_ensemble.fusion.bytes_walk import Walker
 from langchain_ensemble.fusion.combine import power_mean
+from langchain_ensemble.fusion.voices import LOG_TINY
 
 MEANS = {
     "geometric": 0.0,
@@ -81,16 +83,17 @@ class Bytes:
         return {"mean": self.mean}
 
     def prepare(self, context: FusionContext) -> BytesFuser:
-        """Nothing is built."""
-        return BytesFuser(self.power)
+        """Take the trees of keys."""
+        return BytesFuser(self.power, context)
 
 
 class BytesFuser:
     """:class:`Bytes` made ready for one ensemble."""
 
-    def __init__(self, power: float) -> None:
-        """Remember the power."""
+    def __init__(self, power: float, context: FusionContext) -> None:
+        """Take the trees of keys."""
         self._power = power
+        self._walker = Walker(context, self.over_bytes)
 
     def over_bytes(self, logprobs: Tensor, weights: Tensor) -> Tensor:
         """The members' bytes together.
@@ -107,11 +110,12 @@ class BytesFuser:
     def __call__(
         self, distributions: Sequence[MemberDistribution | None], weights: Tensor
     ) -> FusedDistribution:
-        """Not there yet."""
-        raise ConfigError("fusion='bytes' scores texts; it does not decode yet")
+        """Fuse one row per position; see :class:`~langchain_ensemble.fusion.base.Fuser`."""
+        return self._walker(distributions, weights)
 
     def score(
         self, distributions: Sequence[MemberDistribution | None], weights: Tensor, targets: Tensor
     ) -> Tensor:
-        """Not there yet."""
-        raise ConfigError("fusion='bytes' scores texts byte by byte")
+        """Log-probability that a step gives a union key; a text is scored by its bytes."""
+        got = self(distributions, weights).logprob_of(targets)
+        return got.clamp_min(LOG_TINY)

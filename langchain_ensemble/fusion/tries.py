@@ -48,6 +48,11 @@ class Trie:
     text_begin: Tensor
 
     @property
+    def root(self) -> int:
+        """The column below which all keys stand: the first inner node."""
+        return len(self.order)
+
+    @property
     def nothing(self) -> int:
         """The column that never has any mass."""
         return len(self.order) + self.inner

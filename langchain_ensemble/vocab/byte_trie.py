@@ -6,6 +6,7 @@ host asks: which column given bytes lead to, and which bytes can follow them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -63,6 +64,20 @@ class ByteTrie(SortedKeys):
             return _pair([key[at]], [node])
         begin, end = int(trie.child_begin[node]), int(trie.child_begin[node + 1])
         return trie.child_byte[begin:end], trie.child_column[begin:end]
+
+
+def tree_of(keys: Sequence[bytes | None]) -> Trie:
+    """The tree of some keys.
+
+    Args:
+        keys: Bytes of each id; None: it is not in the tree.
+
+    Returns:
+        The tree; ``order`` holds the ids.
+    """
+    known = sorted((key, number) for number, key in enumerate(keys) if key)
+    order = torch.tensor([number for _, number in known], dtype=torch.int64)
+    return _tree([key for key, _ in known], order)[0]
 
 
 def _pair(first: list[int], second: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
