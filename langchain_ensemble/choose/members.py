@@ -75,11 +75,12 @@ def choose_members(
     items = read_dev_set(dev_set, metric=metric)
     _check(members, main, size, settings)
     budget = read_vram(vram)
+    seeded = {**settings, "seed": seed} if settings.get("temperature") else settings
     trial = Trial(
         items=items,
         chat=chat or items[0].messages is not None,
         candidates=members,
-        settings={"max_tokens": DEFAULT_MAX_TOKENS, **settings, "logprobs": True},
+        settings={"max_tokens": DEFAULT_MAX_TOKENS, **seeded, "logprobs": True},
         seed=seed,
         answers=Answers(answers),
         progress=on_progress or (lambda stage, done, total: None),

@@ -51,12 +51,12 @@ def _systems(found: Findings) -> Table:
     if several > 1:
         note += f"; intervals are corrected for {several} ensembles"
     if found.vram is not None:
-        note += f"; vram {found.vram / 1e9:.2f} GB"
+        note += f"; vram {_size(found.vram)}"
     return Table(
         f"{len(found.questions)} questions, {100 * found.level:.4g} % intervals",
         (
             *("", "right %", "interval", "against the best", "sign test p"),
-            *("GB", "s / answer", "characters", "fused %"),
+            *("memory", "s / answer", "characters", "fused %"),
         ),
         tuple(_row(found, system) for system in found.systems),
         note,
@@ -76,11 +76,17 @@ def _row(found: Findings, system: System) -> tuple[str, ...]:
         f"{_percent(right.low)} to {_percent(right.high)}",
         against,
         p,
-        "?" if system.memory is None else f"{system.memory / 1e9:.2f}",
+        _size(system.memory),
         "" if system.seconds is None else f"{system.seconds:.2f}",
         f"{system.length:.0f}",
         "" if system.fused is None else f"{100 * system.fused:.0f}",
     )
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "?"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _titled(system: System) -> str:

@@ -181,7 +181,7 @@ def test_a_run_that_was_killed_goes_on(choice: Choice, answers: Path, tmp_path: 
 def test_conversations_go_through_chat_templates(answers: Path) -> None:
     rows = [
         {"messages": [("user", f"What is the capital of {country}?")], "answer": city}
-        for country, city in [*CAPITALS.items()][:2]
+        for country, city in [*CAPITALS.items()][:1]
     ]
     settings = {"metric": "contains", "max_tokens": 8, "fusions": ["unite"], "answers": answers}
     found = choose_members(members(), rows, **settings)
