@@ -53,7 +53,7 @@ def belongs_to(
         members[member.name] = facts
     first = early_facts(params.names, params.main_name, fusion.name, params.open_boundaries)
     settings_of = json.loads(json.dumps(fusion.settings(), default=repr))
-    return {**first, "members": members, "fusion_settings": settings_of, "reads": reads}
+    return {**first, "members": members, "fusion settings": settings_of, "reads": reads}
 
 
 class Calibrated:

@@ -231,6 +231,6 @@ def early_facts(
     return {
         "members": {name: {} for name in names},
         "main": main,
-        "fusion_name": fusion,
+        "fusion": fusion,
         "open_boundaries": open_boundaries,
     }

@@ -1,0 +1,234 @@
+"""Weights learned on a dev set: the objective is the score, the file is obeyed, others refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from langchain_ensemble import ChatEnsemble, EnsembleLLM
+from langchain_ensemble.choose.calibration_report import CalibrationReport, Fit
+from langchain_ensemble.choose.learn import Texts, kind_of
+from langchain_ensemble.choose.listening import listen, read_samples
+from langchain_ensemble.choose.stats import Interval
+from langchain_ensemble.demo import members
+from langchain_ensemble.errors import ConfigError, EnsembleWarning
+
+TEXTS = [
+    "It is Paris.",
+    "A little fox.",
+    "Rome, I think.",
+    "Hello there!",
+    "The café.",
+    "She said no.",
+    "Madrid",
+    "The cat sat.",
+]
+ARITHMETIC = {"name": "average", "mean": "arithmetic"}
+FUSIONS = ["average", ARITHMETIC, "gac", "unite", "deepen"]
+
+
+@pytest.fixture(scope="module")
+def llms():
+    """An ensemble a fusion; all share the members' weights."""
+    made = {str(fusion): EnsembleLLM.demo(fusion=fusion).load() for fusion in FUSIONS}
+    yield made
+    for llm in made.values():
+        llm.unload()
+
+
+def texts_of(llm, count=2, **kept):
+    samples = read_samples(TEXTS[:count], None, 1)
+    engine = llm.engine
+    return Texts(
+        lambda number, take: listen(engine, samples[number], take),
+        [sample.size for sample in samples],
+        kind_of(engine.fusion),
+        **kept,
+    )
+
+
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+def test_the_objective_is_the_score(llms, fusion):
+    llm = llms[str(fusion)]
+    made = texts_of(llm)
+    for weights in [(0.5, 0.5), (0.2, 0.8), (0.0, 1.0)]:
+        nats = made.nats(weights, [0, 1])
+        for text, found in zip(TEXTS, nats, strict=False):
+            assert found == pytest.approx(-llm.score(text, weights=weights).logprob, rel=2e-5)
+    value, slopes = made.objective([0, 1])([0.3, 0.7])
+    unit = math.log(2) * sum(made.sizes)
+    assert value == pytest.approx(sum(made.nats((0.3, 0.7), [0, 1])) / unit)
+    h = 0.02
+    for corner, slope in enumerate(slopes):
+        ahead, behind = (
+            [w + s * (float(i == corner) - w) for i, w in enumerate((0.3, 0.7))] for s in (h, -h)
+        )
+        step = sum(made.nats(ahead, [0, 1])) - sum(made.nats(behind, [0, 1]))
+        assert slope == pytest.approx(step / unit / (2 * h), rel=0.1, abs=5e-3)
+
+
+def test_texts_that_do_not_fit_are_read_again_and_say_the_same(llms):
+    llm = llms["average"]
+    kept, again = texts_of(llm), texts_of(llm, keep_bytes=0)
+    assert (kept.again, again.again) == (0, 2)
+    assert again.nats((0.4, 0.6), [0, 1]) == kept.nats((0.4, 0.6), [0, 1])
+    assert again.objective([0, 1])([0.4, 0.6]) == kept.objective([0, 1])([0.4, 0.6])
+
+
+@pytest.mark.parametrize("fusion", ["average", "gac"])
+def test_learned_weights_are_at_least_as_good_as_any_on_a_grid(llms, fusion, tmp_path):
+    llm = llms[fusion]
+    report = llm.calibrate(TEXTS, file=tmp_path / "made.json")
+    taught = TEXTS[::2]
+    size = math.log(2) * sum(len(text.encode()) for text in taught)
+
+    def bits(weights):
+        return -sum(llm.score(text, weights=weights).logprob for text in taught) / size
+
+    learned = bits(report.weights)
+    grid = [bits({"facts": w / 10, "stories": 1 - w / 10}) for w in (1, 3, 5, 7, 9)]
+    assert report.fit.converged
+    assert learned <= min(grid) + 1e-5
+    assert learned >= min(grid) - 0.02
+    assert report.texts == (4, 4)
+    held = TEXTS[1::2]
+    size = math.log(2) * sum(len(text.encode()) for text in held)
+    told = -sum(llm.score(text, weights="uniform").logprob for text in held) / size
+    assert report.uniform == pytest.approx(told, rel=1e-5)
+    assert len(report.curve) == 41
+
+
+def test_the_file_is_obeyed_unless_weights_are_given(llms, tmp_path):
+    path = tmp_path / "made.json"
+    report = llms["average"].calibrate(TEXTS, file=path)
+    llm = EnsembleLLM.demo(fusion="average", calibration=str(path), max_tokens=6)
+    text = TEXTS[1]
+    learned = llms["average"].score(text, weights=report.weights)
+    uniform = llms["average"].score(text)
+    assert learned.logprob != uniform.logprob
+    assert llm.score(text) == learned == llm.score(text, weights="calibrated")
+    assert llm.score(text, weights="uniform") == uniform
+    explicit = EnsembleLLM.demo(fusion="average", calibration=str(path), weights="uniform")
+    assert explicit.score(text) == uniform
+    assert llm.invoke(text) == llm.invoke(text, weights=report.weights)
+    again = EnsembleLLM.from_config(llm.to_config())
+    assert again.score(text) == learned
+    assert EnsembleLLM.from_config(explicit.to_config()).score(text) == uniform
+    assert llm.solo("stories").calibration is None
+    before = llm.identity["calibration"]
+    llms["average"].calibrate(TEXTS[::-1], file=path)
+    assert llm.identity["calibration"] != before
+    chat = llm.as_chat()
+    with pytest.raises(ConfigError, match=r"made on raw texts .* about conversations"):
+        chat.invoke("Hi")
+    with pytest.raises(ConfigError, match="fusion is 'unite' here, 'average' in the file"):
+        EnsembleLLM.demo(fusion="unite", calibration=str(path))
+    named = members()
+    swapped = {"facts": named["stories"], "stories": named["facts"]}
+    other = EnsembleLLM(members=swapped, fusion="average", calibration=str(path))
+    with pytest.raises(ConfigError, match="weights of member 'facts' is"):
+        other.load()
+    told = llm.calibrate(TEXTS)  # what was learned before has no part in it
+    assert told.weights == llms["average"].calibrate(TEXTS).weights
+
+
+def test_conversations(tmp_path):
+    pairs = [
+        (f"What is the capital of {c}?", f"{a}.")
+        for c, a in zip("abcdefgh", "ABCDEFGH", strict=True)
+    ]
+    with ChatEnsemble.demo(fusion="average") as chat:
+        report = chat.calibrate(pairs, file=tmp_path / "made.json")
+        weights = report.weights
+        assert chat.score(*pairs[0], weights=weights).logprob == pytest.approx(
+            ChatEnsemble.demo(fusion="average", calibration=str(tmp_path / "made.json"))
+            .score(*pairs[0])
+            .logprob
+        )
+    told = json.loads((tmp_path / "made.json").read_text("utf-8"))["belongs_to"]
+    assert told["reads"] == "conversations"
+    assert told["members"]["facts"]["chat_template"]
+
+
+@pytest.mark.slow
+def test_deepen_warns_that_it_has_no_certificate(llms):
+    with pytest.warns(EnsembleWarning, match="not convex"):
+        report = llms["deepen"].calibrate(TEXTS)
+    assert report.fit.gap is None
+
+
+def test_uniform_only_measures(llms, tmp_path):
+    report = llms["average"].calibrate(TEXTS, method="uniform", file=tmp_path / "made.json")
+    assert report.weights == {"facts": 0.5, "stories": 0.5}
+    assert report.fit is None
+    assert report.fitted == report.uniform
+
+
+@pytest.mark.parametrize(
+    ("dev_set", "told"),
+    [
+        (TEXTS[:3], "dev_set has 3 texts; at least 8 are needed"),
+        ("text", "dev_set is a str"),
+        ([*TEXTS, 7], "item 8 of dev_set is 7"),
+        ([*TEXTS, ("p", "")], "item 8 of dev_set has an empty text"),
+        ([*TEXTS, (1, "x")], "item 8 of dev_set"),
+    ],
+)
+def test_what_is_no_dev_set(llms, dev_set, told):
+    with pytest.raises(ConfigError, match=told):
+        llms["average"].calibrate(dev_set)
+
+
+def test_what_cannot_be_calibrated(llms):
+    with pytest.raises(ConfigError, match="this ensemble has one"):
+        llms["average"].solo("facts").calibrate(TEXTS)
+    with pytest.raises(ConfigError, match="method of calibrate"):
+        llms["average"].calibrate(TEXTS, method="grid")
+    with pytest.raises(ConfigError, match="weights='calibrated' without a calibration"):
+        EnsembleLLM.demo(weights="calibrated")
+    with pytest.raises(ConfigError, match="must be a pair"):
+        ChatEnsemble.demo(fusion="average").calibrate(TEXTS)
+
+
+MADE = CalibrationReport(
+    method="learned",
+    weights={"a": 0.75, "<b>": 0.25},
+    fusion="average",
+    main="a",
+    members={"a": 1.0, "<b>": 1.2},
+    uniform=0.99,
+    fitted=0.95,
+    best="a",
+    against_best=Interval(0.05, 0.03, 0.07),
+    against_uniform=Interval(0.04, 0.01, 0.06),
+    uniform_against_best=Interval(0.01, 0.002, 0.02),
+    texts=(4, 4),
+    num_bytes=(100, 100),
+    fit=Fit(20, 1e-7, True, 0),
+    curve=((0.0, 1.2), (0.5, 0.99), (1.0, 1.0)),
+)
+
+
+def test_verdicts():
+    assert "save 5.00 % [3.00, 7.00] against 'a' alone" in MADE.verdict
+    even = replace(MADE, against_uniform=Interval(0.0, -0.01, 0.01))
+    assert even.verdict.startswith("Uniform weights are as good")
+    alone = replace(MADE, against_best=Interval(0.0, -0.01, 0.01))
+    assert alone.verdict.startswith("Use 'a' alone (1.000 bits per byte)")
+    assert "no better than" in alone.verdict
+    assert "worse than" in replace(MADE, against_best=Interval(-0.1, -0.2, -0.01)).verdict
+    assert replace(MADE, method="uniform").verdict.startswith("Uniform weights save 5.00 %")
+
+
+def test_a_report_can_be_kept_and_shown(tmp_path):
+    assert json.loads(MADE.to_json())["verdict"] == MADE.verdict
+    assert "&lt;b&gt; alone" in MADE._repr_html_()
+    assert str(MADE).endswith(MADE.verdict)
+    pytest.importorskip("matplotlib")
+    assert MADE.plot(tmp_path / "curve.svg").startswith("<svg")
+    assert (tmp_path / "curve.svg").read_text("utf-8") == MADE.plot()
+    with pytest.raises(ConfigError, match="needs two members"):
+        replace(MADE, curve=()).plot()
