@@ -3,31 +3,31 @@
 Run: ``python benchmarks/quality_bits.py [--only WORD ...]`` (one thread; reads the shared models).
 Writes ``benchmarks/results/quality_bits.json`` row by row and goes on where it was broken off.
 
-Weights are learned on other text (``train_2M.txt``) for the same fusion: bits per byte over a grid
-(pairs: 21 points and the parabola through the three best; triples: 66 points).
+Weights are learned by ``llm.calibrate`` on other text (``train_2M.txt``), for the same fusion where
+every position is fused, and used behind the gates too.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
+import warnings
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 import torch
 from quality_common import GATES, ROOT, SHARED, Store, pieces
 
+from langchain_ensemble import EnsembleLLM
 from langchain_ensemble.ensemble import Ensemble
+from langchain_ensemble.errors import EnsembleWarning
 from langchain_ensemble.params import FUSIONS as SHIPPED
-from langchain_ensemble.params import EnsembleParams
 
 MODELS = ("stories260K", "bitllama-1M", "babyllama-361", "babyllama-105")
 DEMO = ("demo-stories", "demo-facts")
 """The members that the package ships: two vocabularies, and one far better at stories."""
-HELD_OUT, OTHER, NUM_OTHER = "tinystories/heldout_dev.txt", "tinystories/train_2M.txt", 48
+HELD_OUT, OTHER, NUM_OTHER = "tinystories/heldout_dev.txt", "tinystories/train_2M.txt", 96
 FUSIONS: dict[str, Any] = {
     "average geometric": {"name": "average", "mean": "geometric"},
     "average arithmetic": {"name": "average", "mean": "arithmetic"},
@@ -37,7 +37,6 @@ FUSIONS: dict[str, Any] = {
     "bytes geometric": {"name": "bytes", "mean": "geometric"},
     "bytes arithmetic": {"name": "bytes", "mean": "arithmetic"},
 }
-Weights = tuple[float, ...]
 
 
 def place(name: str) -> str:
@@ -54,50 +53,10 @@ def place(name: str) -> str:
     return str(SHARED / "models" / name)
 
 
-def ensemble(names: Sequence[str], main: str, fusion: Any) -> Ensemble:
+def ensemble(names: Sequence[str], main: str, fusion: Any) -> EnsembleLLM:
     """An ensemble of some of the models under these names."""
     members = [{"name": n, "model": place(n), "dtype": "float32"} for n in names]
-    return Ensemble(EnsembleParams(members=members, main=main, fusion=fusion))
-
-
-def grid(count: int) -> list[Weights]:
-    """Weights to try: 21 for two members, 66 for three.
-
-    Args:
-        count: Of members.
-
-    Returns:
-        Points that sum to 1.
-    """
-    if count == 2:
-        return [(round(n / 20, 2), round(1 - n / 20, 2)) for n in range(21)]
-    tenths = range(11)
-    return [
-        (a / 10, b / 10, round(1 - a / 10 - b / 10, 1))
-        for a in tenths
-        for b in tenths
-        if a + b <= 10
-    ]
-
-
-def best_of(points: Sequence[Weights], nats: Sequence[float]) -> Weights:
-    """The weights with the fewest nats; for pairs, the vertex of a parabola around them.
-
-    Args:
-        points: What :func:`grid` gives.
-        nats: One sum each.
-
-    Returns:
-        Weights that sum to 1.
-    """
-    at = min(range(len(points)), key=lambda n: nats[n])
-    if len(points[0]) != 2 or at in (0, len(points) - 1):
-        return points[at]
-    left, middle, right = nats[at - 1 : at + 2]
-    bend = left - 2 * middle + right
-    shift = 0.0 if bend <= 0 or not math.isfinite(bend) else 0.5 * (left - right) / bend
-    first = round(points[at][0] + 0.05 * shift, 3)
-    return (first, round(1 - first, 3))
+    return EnsembleLLM(members=members, main=main, fusion=fusion)
 
 
 def nats_of(owner: Ensemble, text: str, **how: Any) -> float:
@@ -114,31 +73,26 @@ def nats_of(owner: Ensemble, text: str, **how: Any) -> float:
     return -float(owner.score(text, **how).logprob)
 
 
-def learned(owner: Ensemble, texts: Sequence[str], count: int) -> Weights:
-    """Weights with the fewest bits on other text, under the ensemble's own fusion.
+def learned(llm: EnsembleLLM, texts: Sequence[Any]) -> dict[str, float]:
+    """Weights that ``calibrate`` finds on other text; half of it teaches.
 
     Args:
-        owner: The ensemble.
-        texts: Other text.
-        count: Of members.
+        llm: The ensemble.
+        texts: Texts, or pairs of a prompt and a text.
 
     Returns:
-        The weights.
+        Name to weight.
     """
-    tried = grid(count)
-    sums = [0.0] * len(tried)
-    for text in texts:  # texts outside: other weights for the same text cost no forward
-        for n, weights in enumerate(tried):
-            sums[n] += nats_of(owner, text, weights=weights)
-    return best_of(tried, sums)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EnsembleWarning)  # DeePEn's bits are not convex: known
+        found = llm.calibrate(texts).weights
+    return {name: round(weight, 4) for name, weight in found.items()}
 
 
 def measure(
     names: Sequence[str], main: str, label: str, wanted: Sequence[str], data: tuple[Any, Store]
 ) -> None:
     """All weights and gates of one set of members, main and fusion; one row each.
-
-    Weights are learned where all positions are fused, and used behind the gates too.
 
     Args:
         names: Members.
@@ -153,13 +107,18 @@ def measure(
     if not todo:
         return
     started = time.process_time()
-    with ensemble(names, main, FUSIONS[label]) as owner:
-        ways: dict[str, Any] = {"uniform": "uniform"}
-        for n, name in enumerate(names):
-            ways[f"all on {name}"] = tuple(float(n == k) for k in range(len(names)))
-        before = store.find(**key, weights="learned")
-        ways["learned"] = before["values"] if before else learned(owner, other, len(names))
-        nats: dict[tuple[str, str], list[float]] = {(g, way): [] for g in todo for way in ways}
+    llm = ensemble(names, main, FUSIONS[label])
+    before = store.find(**key, weights="learned")
+    ways: dict[str, Any] = {"uniform": "uniform"}
+    ways["learned"] = before["values"] if before else _whole(learned(llm, other))
+    ways |= {f"all on {name}": {k: float(k == name) for k in names} for name in names}
+    nats: dict[tuple[str, str], list[float]] = {
+        (gate, way): []
+        for gate in todo
+        for way in ways
+        if gate == "always" or not way.startswith("all on ")
+    }
+    with llm.load().engine as owner:
         for text in held_out:
             for (gate, way), found in nats.items():
                 how = {} if gate == "always" else {"gate": GATES[gate]}
@@ -175,6 +134,11 @@ def measure(
     sys.stdout.flush()
 
 
+def _whole(weights: dict[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
 def alone(texts: Sequence[str], store: Store) -> None:
     """Every member by itself, along its own ids.
 
@@ -185,15 +149,31 @@ def alone(texts: Sequence[str], store: Store) -> None:
     for name in (*MODELS, *DEMO):
         key = {"members": [name], "fusion": "alone"}
         if not store.find(**key):
-            with ensemble([name], name, "average") as owner:
+            with ensemble([name], name, "average").load().engine as owner:
                 nats = [round(nats_of(owner, text), 4) for text in texts]
             store.add({**key, "main": name, "weights": "uniform", "nats": nats})
 
 
-def sets() -> list[tuple[tuple[str, ...], str]]:
-    """Members and main: every pair with each as main, every triple with its first as main."""
-    pairs = [(pair, main) for pair in (*combinations(MODELS, 2), DEMO) for main in pair]
-    return pairs + [(triple, triple[0]) for triple in combinations(MODELS, 3)]
+SETS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (MODELS[0:3:2], MODELS[0]),
+    (MODELS[0:2], MODELS[0]),
+    (MODELS[0:3:2], MODELS[2]),
+    (DEMO, DEMO[0]),
+    (MODELS[:3], MODELS[0]),
+    (MODELS[1:3], MODELS[1]),
+    (DEMO, DEMO[1]),
+    (MODELS[0:4:3], MODELS[0]),
+    (MODELS[2:4], MODELS[2]),
+    (MODELS[1:3], MODELS[2]),
+    (MODELS[1:4:2], MODELS[1]),
+    (MODELS[0:2], MODELS[1]),
+    (MODELS[0:4:3], MODELS[3]),
+    (MODELS[2:4], MODELS[3]),
+    (MODELS[1:4:2], MODELS[3]),
+    ((MODELS[0], *MODELS[2:]), MODELS[0]),
+)
+"""Members and main: every pair, each as main; triples with and without one vocabulary. Those that
+most is learned from come first."""
 
 
 def main() -> None:
@@ -213,7 +193,7 @@ def main() -> None:
     }
     store = Store("quality_bits", fixed)
     alone(held_out, store)
-    for names, first in sets():
+    for names, first in SETS:
         for label in FUSIONS:
             wanted = all(word in f"{label} {first}" for word in given.only)
             if wanted and label.split()[0] in SHIPPED:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_bits import FUSIONS, SHIPPED, best_of, grid
+from quality_bits import FUSIONS, SHIPPED, learned
 from quality_common import GATES, Store
 from specialists import FOLDER, NAMES, Item, split
 
+from langchain_ensemble import EnsembleLLM
 from langchain_ensemble.confidence import confidence_features
 from langchain_ensemble.decoding.records import Answer
 from langchain_ensemble.ensemble import Ensemble
@@ -80,25 +81,6 @@ def answers(owner: Ensemble, items: Sequence[Item], **how: Any) -> list[list[dic
     return found
 
 
-def learned(owner: Ensemble, items: Sequence[Item]) -> tuple[float, ...]:
-    """Weights with the fewest bits for the right answers of the development set.
-
-    Args:
-        owner: The ensemble.
-        items: The development set.
-
-    Returns:
-        One weight a member.
-    """
-    tried = grid(len(MEMBERS))
-    sums = [0.0] * len(tried)
-    for item in items:
-        for n, weights in enumerate(tried):
-            scored = owner.score(f" {item.answer}", item.prompt, weights=weights)
-            sums[n] -= float(scored.logprob)
-    return best_of(tried, sums)
-
-
 def singles(folder: Path, items: dict[str, list[Item]], store: Store) -> None:
     """Each model by itself: greedy, and five samples for self-consistency.
 
@@ -149,12 +131,11 @@ def fused(
     ]
     if not todo:
         return
-    params = EnsembleParams(
-        members=[str(folder / name) for name in MEMBERS], main=main, fusion=FUSIONS[label]
-    )
-    with Ensemble(params) as owner:
-        values: dict[str, Any] = {way: way for way in ways}
-        values["learned"] = learned(owner, items["dev"])
+    members = [{"name": name, "model": str(folder / name)} for name in MEMBERS]
+    llm = EnsembleLLM(members=members, main=main, fusion=FUSIONS[label])
+    values: dict[str, Any] = {way: way for way in ways}
+    values["learned"] = learned(llm, [(item.prompt, f" {item.answer}") for item in items["dev"]])
+    with llm.load().engine as owner:
         for key in todo:
             started = time.process_time()
             how = {"gate": GATES[key["gate"]], "weights": values[key["weights"]]}

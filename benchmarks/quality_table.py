@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from quality_answers import confidence_section, specialists_section
-from quality_common import RESULTS, said, saving
+from quality_common import GATES, RESULTS, said, saving
 
 from langchain_ensemble.choose.stats import Interval
 
@@ -33,9 +34,9 @@ brackets; **bold** where it excludes zero. Rows where the ensemble loses are kep
 HOW = """
 `score` of {pieces} pieces ({size} bytes) of at most 230 bytes, shorter than the smallest context,
 of held-out TinyStories. Baseline: the better member *under the same fusion with all weight on it*;
-intervals over pieces. *Learned* weights: fewest bits on {other} pieces of other text, same fusion.
-Bits of fusions other than `bytes` are those of one spelling, so only rows of one fusion and one
-main compare; gains do.
+intervals over pieces. *Learned* weights: `llm.calibrate` on {other} pieces of other text, for the
+same fusion ungated. Bits of fusions other than `bytes` are those of one spelling, so only rows of
+one fusion and one main compare; gains do.
 """
 
 
@@ -65,18 +66,18 @@ def baseline(rows: Rows) -> dict[str, Any]:
 
 
 def groups(rows: Rows) -> list[Rows]:
-    """Rows of the same members, main, fusion and gate together, in the file's order."""
+    """Rows of the same members, main and fusion together, in the file's order."""
     made: dict[str, Rows] = {}
     for row in rows:
         if row["fusion"] != "alone":
-            key = json.dumps([row["members"], row["main"], row["fusion"], row.get("gate")])
+            key = json.dumps([row["members"], row["main"], row["fusion"]])
             made.setdefault(key, []).append(row)
     return list(made.values())
 
 
-def gain(rows: Rows, weights: str, sizes: Sequence[int]) -> Interval | None:
+def gain(rows: Rows, weights: str, sizes: Sequence[int], gate: str = "always") -> Interval | None:
     """Percent fewer bits than the better member under the same fusion."""
-    found = [row for row in rows if row["weights"] == weights]
+    found = [row for row in rows if (row["weights"], row["gate"]) == (weights, gate)]
     return saving(found[0]["nats"], baseline(rows)["nats"], sizes) if found else None
 
 
@@ -95,26 +96,24 @@ def bits_table(held: dict[str, Any]) -> list[str]:
     lines += [f"| {name} | {bits(row['nats'], sizes):.4f} |" for name, row in alone.items()]
     lines += [
         "",
-        "| members (main first) | fusion | each with all weight | uniform | gain % | learned"
-        " (weights) | gain % | by prompt | gain % |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| members (main first) | fusion | each with all weight | gate | uniform | gain % "
+        "| learned (weights) | gain % |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for group in groups(rows):
-        first = group[0]
-        names = sorted(first["members"], key=lambda n: n != first["main"])
-        by = {row["weights"]: row for row in group}
-        cells = []
-        for way in ("uniform", "learned", "prompt"):
-            row = by.get(way)
-            value = f"{bits(row['nats'], sizes):.4f}" if row else ""
-            if row and way == "learned":
-                value += f" ({', '.join(f'{v:.2f}' for v in row['values'])})"
-            cells += [value, told(gain(group, way, sizes))]
-        single = " / ".join(f"{bits(by[f'all on {n}']['nats'], sizes):.4f}" for n in names)
-        gate = "" if first.get("gate", "always") == "always" else f", gate {first['gate']}"
-        lines.append(
-            f"| {' + '.join(names)} | {first['fusion']}{gate} | {single} | {' | '.join(cells)} |"
-        )
+        names = sorted(group[0]["members"], key=lambda n: n != group[0]["main"])
+        by = {(row["gate"], row["weights"]): row for row in group}
+        single = (f"{bits(by['always', f'all on {n}']['nats'], sizes):.4f}" for n in names)
+        shown = f"{' + '.join(names)} | {group[0]['fusion']} | {' / '.join(single)}"
+        for gate in dict.fromkeys(row["gate"] for row in group):
+            cells = []
+            for way in ("uniform", "learned"):
+                row = by[gate, way]
+                value = f"{bits(row['nats'], sizes):.4f}"
+                if way == "learned":
+                    value += " (" + ", ".join(f"{row['values'][n]:.2f}" for n in names) + ")"
+                cells += [value, told(gain(group, way, sizes, gate))]
+            lines.append(f"| {shown} | {gate} | {' | '.join(cells)} |")
     return lines
 
 
@@ -131,23 +130,21 @@ def default_table(held: dict[str, Any]) -> list[str]:
         "| fusion | gate | weights | main | sets | better | worse | least gain % | mean gain % |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    kinds: dict[tuple[str, str], list[Rows]] = {}
+    kinds: dict[str, list[Rows]] = {}
     for group in groups(rows):
-        key = (group[0]["fusion"], group[0].get("gate", "always"))
-        kinds.setdefault(key, []).append(group)
-    for (fusion, gate), sets in kinds.items():
-        for way in ("uniform", "learned", "prompt"):
-            for who in ("the best member", "any member"):
-                chosen = [g for g in sets if who == "any member" or better_main(g, alone)]
-                found = [i for g in chosen if (i := gain(g, way, sizes)) is not None]
-                if found:
-                    better = sum(i.low > 0 for i in found)
-                    worse = sum(i.high < 0 for i in found)
-                    least, mean = min(i.mean for i in found), sum(i.mean for i in found)
-                    lines.append(
-                        f"| {fusion} | {gate} | {way} | {who} | {len(found)} | {better} | {worse} |"
-                        f" {least:+.1f} | {mean / len(found):+.1f} |"
-                    )
+        kinds.setdefault(group[0]["fusion"], []).append(group)
+    for fusion, gate, way in product(kinds, GATES, ("uniform", "learned")):
+        for who in ("the best member", "any member"):
+            chosen = [g for g in kinds[fusion] if who == "any member" or better_main(g, alone)]
+            found = [i for g in chosen if (i := gain(g, way, sizes, gate)) is not None]
+            if found:
+                better = sum(i.low > 0 for i in found)
+                worse = sum(i.high < 0 for i in found)
+                least, mean = min(i.mean for i in found), sum(i.mean for i in found)
+                lines.append(
+                    f"| {fusion} | {gate} | {way} | {who} | {len(found)} | {better} | {worse} |"
+                    f" {least:+.1f} | {mean / len(found):+.1f} |"
+                )
     return lines
 
 
@@ -161,7 +158,6 @@ def bars_table(held: dict[str, Any]) -> list[str]:
             for g in groups(held["rows"])
             if set(g[0]["members"]) == set(members)
             and g[0]["fusion"].startswith(fusion)
-            and g[0].get("gate", "always") == "always"
             and (interval := gain(g, way, sizes)) is not None
         ]
         for group, interval in found:

@@ -10,14 +10,6 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def bits(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import quality_bits
-
-    return quality_bits
-
-
-@pytest.fixture
 def answers(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     import quality_answers
@@ -39,17 +31,6 @@ def specialists(monkeypatch):
     import specialists
 
     return specialists
-
-
-def test_learned_weights_are_the_vertex_of_the_parabola(bits):
-    tried = bits.grid(2)
-    assert bits.best_of(tried, [(w[0] - 0.437) ** 2 for w in tried]) == pytest.approx(
-        (0.437, 0.563)
-    )
-    assert bits.best_of(tried, [w[0] for w in tried]) == (0.0, 1.0)  # a border has no vertex
-    three = bits.grid(3)
-    assert len(three) == 66
-    assert all(sum(w) == pytest.approx(1.0) for w in three)
 
 
 def test_a_vote_of_two_goes_to_the_best_or_to_the_surer(answers):
@@ -79,7 +60,7 @@ def test_the_map_learns_which_way_a_feature_points(answers):
 
 
 def test_the_better_member_is_that_under_the_same_fusion(table):
-    same = {"members": ["a", "b"], "main": "a", "fusion": "gac"}
+    same = {"members": ["a", "b"], "main": "a", "fusion": "gac", "gate": "always"}
     rows = [
         {**same, "weights": "uniform", "nats": [9.0, 9.0]},
         {**same, "weights": "all on a", "nats": [10.0, 10.0]},
