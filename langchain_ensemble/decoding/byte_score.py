@@ -92,7 +92,7 @@ class ByteScorer:
         if not self._data:
             return Score(0.0, 0, 0.0, 0, is_greedy=True, windows=1)
         if self._said is None:
-            self._said = self._hear()
+            self._said = self.hear()
         said, silent, windows = self._said
         rows = torch.tensor([list(weights)]).expand(len(self._data), -1)
         rows = effective_weights(rows, silent, torch.ones_like(rows))
@@ -109,7 +109,7 @@ class ByteScorer:
         greedy = bool((mixed.argmax(-1) == target).all())
         return Score(total, size, -total / (size * math.log(2)), self._tokens, greedy, windows)
 
-    def _hear(self) -> tuple[Tensor, Tensor, int]:
+    def hear(self) -> tuple[Tensor, Tensor, int]:
         """[M, n, 257] what the voices say, [n, M] where one says nothing, and windows."""
         said, windows = [], 1
         for voice, prompt in zip(self._voices, self._prompts, strict=True):
