@@ -1,25 +1,18 @@
-"""The harness's model class: log-likelihoods by ``score``, answers by ``generate``, in batches."""
+"""The harness's model class: its instances, progress bars and cache around ``Answering``."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from langchain_ensemble.adapter.config import read_config
 from langchain_ensemble.chat_models import ChatEnsemble
-from langchain_ensemble.decoding.records import Score
 from langchain_ensemble.errors import ConfigError
-from langchain_ensemble.evaluate.harness import (
-    call_settings,
-    chat_text,
-    moved_border,
-    read_chat,
-    rounds,
-)
+from langchain_ensemble.evaluate.answering import Answering, prompts_together, the_ensemble
+from langchain_ensemble.evaluate.harness import chat_text
 from langchain_ensemble.llms import EnsembleLLM
 
 try:
@@ -33,7 +26,6 @@ except ModuleNotFoundError as error:
         'the evaluation harness is not installed; run: pip install "langchain-ensemble[eval]"',
         name="lm_eval",
     ) from error
-
 
 HARNESS_DEVICE = "cuda:0"
 """What the harness's command line hands on where nobody named a device."""
@@ -79,8 +71,14 @@ class EnsembleLM(LM):  # type: ignore[misc]  # the harness is not typed
         super().__init__()
         if device is not None:
             settings["device"] = device
-        self.llm = _ensemble(llm, config, demo, settings)
-        self.batch_size = _batch_size(batch_size, max_batch_size, self.llm.max_concurrent)
+        self.llm = the_ensemble(llm, config, demo, settings)
+        together = prompts_together(batch_size, max_batch_size, self.llm.max_concurrent)
+        self._answering = Answering(self.llm, together)
+
+    @property
+    def batch_size(self) -> int:
+        """Prompts that are answered together."""
+        return self._answering.batch_size
 
     @classmethod
     def create_from_arg_obj(
@@ -116,7 +114,7 @@ class EnsembleLM(LM):  # type: ignore[misc]  # the harness is not typed
         found = []
         for request in tqdm(requests, "log-likelihoods", disable=disable_tqdm):
             context, continuation = _texts(request, 2)
-            score = self._score(context, continuation)
+            score = self._answering.score(context, continuation)
             found.append((score.logprob, score.is_greedy))
             self.cache_hook.add_partial("loglikelihood", (context, continuation), found[-1])
         return found
@@ -136,7 +134,7 @@ class EnsembleLM(LM):  # type: ignore[misc]  # the harness is not typed
         found, slid = [], 0
         for request in tqdm(requests, "log-likelihoods of texts", disable=disable_tqdm):
             (text,) = _texts(request, 1)
-            score = self._raw().score(text)
+            score = self._answering.score_text(text)
             slid += score.windows > 1
             found.append(score.logprob)
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), score.logprob)
@@ -158,22 +156,12 @@ class EnsembleLM(LM):  # type: ignore[misc]  # the harness is not typed
             ConfigError: A setting that has no meaning here.
         """
         asked = [_asked(request) for request in requests]
-        settings = [call_settings(given) for _, given in asked]  # all are read before the first run
-        numbers = rounds([(context, repr(given)) for context, given in asked])
-        seeds: dict[str, int] = {}
-        answers: list[str] = [""] * len(asked)
+        answers = [""] * len(asked)
         with tqdm(total=len(asked), desc="answers", disable=disable_tqdm) as bar:
-            for batch in self._batches(asked, numbers):
-                call = dict(settings[batch[0]])
-                if call["temperature"] > 0:
-                    base = seeds.setdefault(repr(call), self._seed(call))
-                    call["seed"] = base + numbers[batch[0]]
-                for place, text in zip(
-                    batch, self._answers([asked[i][0] for i in batch], call), strict=True
-                ):
-                    answers[place] = text
-                    self.cache_hook.add_partial("generate_until", asked[place], text)
-                bar.update(len(batch))
+            for place, text in self._answering.answers(asked, _harness_seed):
+                answers[place] = text
+                self.cache_hook.add_partial("generate_until", asked[place], text)
+                bar.update()
         return answers
 
     # --- chat ------------------------------------------------------------------------------------
@@ -226,85 +214,10 @@ class EnsembleLM(LM):  # type: ignore[misc]  # the harness is not typed
             "model_settings": self.llm.identity,
         }
 
-    # --- inside ----------------------------------------------------------------------------------
 
-    def _score(self, context: str, continuation: str) -> Score:
-        messages = read_chat(context)
-        if messages is not None:
-            return self._chat().score(messages, continuation)
-        context, continuation = moved_border(context, continuation)
-        return self._raw().score(continuation, context)
-
-    def _answers(self, contexts: Sequence[str], call: dict[str, Any]) -> list[str]:
-        stop, rest = call["stop"], {k: v for k, v in call.items() if k != "stop"}
-        talks = [read_chat(context) for context in contexts]
-        if all(talk is None for talk in talks):
-            result = self._raw().generate(list(contexts), stop=stop or None, **rest)
-            return [answers[0].text for answers in result.generations]
-        chat = self._chat()
-        together: Any = {"max_concurrency": len(contexts)}
-        said = chat.batch([talk or [] for talk in talks], together, stop=stop or None, **rest)
-        return [message.text for message in said]
-
-    def _batches(
-        self, asked: Sequence[tuple[str, dict[str, Any]]], numbers: Sequence[int]
-    ) -> Iterator[list[int]]:
-        """Places of requests that may run together; what is too long fails first."""
-        groups: dict[tuple[str, int, bool], list[int]] = {}
-        for place, (context, given) in enumerate(asked):
-            key = (repr(given), numbers[place], read_chat(context) is None)
-            groups.setdefault(key, []).append(place)
-        for group in groups.values():
-            group.sort(key=lambda place: -len(asked[place][0]))
-            for at in range(0, len(group), self.batch_size):
-                yield group[at : at + self.batch_size]
-
-    def _seed(self, call: dict[str, Any]) -> int:
-        """The seed that was given, or one from torch's generator, which the harness has seeded."""
-        given = call.get("seed", self.llm.seed)
-        return int(torch.randint(2**31, ()).item()) if given is None else int(given)
-
-    def _raw(self) -> EnsembleLLM:
-        if isinstance(self.llm, ChatEnsemble):
-            raise ConfigError(
-                "a ChatEnsemble answers conversations, and this task's prompts are raw texts; "
-                "add --apply_chat_template, or pass an EnsembleLLM"
-            )
-        return self.llm
-
-    def _chat(self) -> ChatEnsemble:
-        if isinstance(self.llm, EnsembleLLM):
-            return self.llm.as_chat()
-        return self.llm
-
-
-def _ensemble(
-    llm: EnsembleLLM | ChatEnsemble | None, config: str | None, demo: bool, settings: dict[str, Any]
-) -> EnsembleLLM | ChatEnsemble:
-    ways = {"llm": llm, "config": config, "demo": demo or None, "members": settings.get("members")}
-    named = [name for name, value in ways.items() if value is not None]
-    if len(named) != 1:
-        raise ConfigError(
-            f"members come from one of config=FILE, members=[...] and demo=True; got "
-            f"{' and '.join(named) or 'none'}"
-        )
-    if llm is not None:
-        if settings:
-            raise ConfigError(f"llm= has settings of its own; also got {sorted(settings)}")
-        return llm
-    if demo:
-        return EnsembleLLM.demo(**settings)
-    return EnsembleLLM(**{**(read_config(config) if config else {}), **settings})
-
-
-def _batch_size(given: int | str | None, most: int | None, concurrent: int) -> int:
-    if given is None:
-        return 1
-    if given == "auto":
-        return min(concurrent, most or concurrent)
-    if not str(given).isdecimal() or int(given) < 1:
-        raise ConfigError(f"batch_size={given!r}; it is a number from 1 on, or 'auto'")
-    return int(given)
+def _harness_seed() -> int:
+    """A seed from torch's generator, which the harness has seeded."""
+    return int(torch.randint(2**31, ()).item())
 
 
 def _texts(request: Any, count: int) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from langchain_ensemble import ChatEnsemble, ConfigError, ContextError, EnsembleLLM
+from langchain_ensemble import ChatEnsemble, ConfigError, EnsembleLLM
 
 pytest.importorskip(
     "lm_eval", reason='the harness is not installed; pip install "langchain-ensemble[eval]"'
@@ -117,7 +117,7 @@ def test_a_text_longer_than_a_context_is_read_in_windows(pico, caplog):
     assert "1 of 1 texts did not fit" in caplog.text
 
 
-# --- fused, in batches, drawn -----------------------------------------------------------------
+# --- fused, drawn, kept -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -128,57 +128,24 @@ def fused(pico: Any) -> Any:
     return EnsembleLM(members=members, fusion="unite", main="gpt2", batch_size=3, max_concurrent=4)
 
 
-@pytest.fixture(scope="module")
-def fused_llm(fused: Any) -> EnsembleLLM:
-    llm = fused.llm
-    assert isinstance(llm, EnsembleLLM)
-    return llm
-
-
-def test_two_members_are_fused(fused, fused_llm):
+def test_two_members_are_fused(fused):
     (got,) = fused.loglikelihood(requests("loglikelihood", ("The fox", " went home")), True)
-    score = fused_llm.score(" went home", "The fox")
+    score = fused.llm.score(" went home", "The fox")
     assert got == (score.logprob, score.is_greedy)
-    alone = fused_llm.solo("gpt2").score(" went home", "The fox")
+    alone = fused.llm.solo("gpt2").score(" went home", "The fox")
     assert got[0] != pytest.approx(alone.logprob, abs=1e-3)
-    asked = requests("generate_until", *PROMPTS)
-    answers = fused.generate_until(asked, True)
-    assert answers == [
-        fused_llm.invoke(
-            prompt,
-            max_tokens=given["max_gen_toks"],
-            stop=[given["until"]] if isinstance(given["until"], str) else given["until"],
-        )
-        for prompt, given in PROMPTS
-    ]
 
 
-def test_answers_come_back_in_the_order_of_the_requests(fused):
-    short = {"until": [], "max_gen_toks": 3}
-    prompts = [(f"{'The fox ' * n}", short) for n in (1, 4, 2, 8, 3, 5, 1)]
-    together = fused.generate_until(requests("generate_until", *prompts), True)
-    assert together == [
-        fused.generate_until(requests("generate_until", p), True)[0] for p in prompts
-    ]
-
-
-def test_repetitions_of_a_drawn_prompt_differ_and_the_harness_seed_brings_them_back(fused):
+def test_the_harness_seed_brings_drawn_answers_back(fused):
     import torch
 
     drawn = ("The fox", {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.5})
-    asked = requests("generate_until", *[drawn] * 5)
     runs = []
-    for _ in range(2):
-        torch.manual_seed(7)
-        runs.append(fused.generate_until(asked, True))
-    assert runs[0] == runs[1]
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        runs.append(fused.generate_until(requests("generate_until", *[drawn] * 4), True))
+    assert runs[0] == runs[1] != runs[2]
     assert len(set(runs[0])) > 1
-    torch.manual_seed(8)
-    assert fused.generate_until(asked, True) != runs[0]
-    given = ("The fox", {**drawn[1], "seed": 3})
-    assert fused.generate_until(requests("generate_until", given), True) == [
-        fused.llm.invoke("The fox", max_tokens=12, temperature=1.5, seed=3)
-    ]
 
 
 def test_the_harness_cache_hears_every_result(fused):
@@ -206,19 +173,6 @@ def test_the_harness_cache_hears_every_result(fused):
 # --- what it refuses ---------------------------------------------------------------------------
 
 
-def test_a_setting_without_meaning_is_refused_before_anything_runs(fused):
-    asked = requests("generate_until", PROMPTS[0], ("x", {"num_beams": 4}))
-    with pytest.raises(ConfigError, match="num_beams"):
-        fused.generate_until(asked, True)
-
-
-@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
-def test_a_prompt_that_does_not_fit_is_an_error(fused, kind):
-    rest = " b" if kind == "loglikelihood" else {"max_gen_toks": 2}
-    with pytest.raises(ContextError, match="256"):
-        getattr(fused, kind)(requests(kind, ("a", rest), ("word " * 300, rest)), True)
-
-
 def test_pictures_are_refused(fused):
     with pytest.raises(ConfigError, match="text only"):
         fused.generate_until(requests("generate_until", ("x", {}, {"visual": []})), True)
@@ -226,22 +180,11 @@ def test_pictures_are_refused(fused):
         fused.loglikelihood(requests("loglikelihood", ("x", " y", {"visual": []})), True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ({}, "got none"),
-        ({"demo": True, "members": ["a"]}, "got demo and members"),
-        ({"demo": True, "batch_size": "auto:4"}, "batch_size"),
-        ({"demo": True, "batch_size": 0}, "batch_size"),
-        ({"demo": True, "pretrained": "gpt2"}, "pretrained"),
-        ({"config": "no-such-file.yaml"}, "no-such-file"),
-    ],
-)
-def test_arguments_that_cannot_be(arguments, says):
+def test_a_model_of_the_harness_own_arguments_is_refused():
     from langchain_ensemble.lm_eval import EnsembleLM
 
-    with pytest.raises(ConfigError, match=says):
-        EnsembleLM(**arguments)
+    with pytest.raises(ConfigError, match="pretrained"):
+        EnsembleLM(demo=True, pretrained="gpt2")
 
 
 def test_an_ensemble_that_exists_is_used_as_it_is():
@@ -263,26 +206,17 @@ def test_conversations_reach_each_member_in_its_own_template():
 
     with ChatEnsemble.demo() as chat:
         lm = EnsembleLM(chat, batch_size=2)
-        talks = [
-            [{"role": "user", "content": "What is the capital of France?"}],
-            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi é"}],
-        ]
-        contexts = [lm.apply_chat_template(talk) for talk in talks]
-        asked = requests("generate_until", *[(c, {"max_gen_toks": 8}) for c in contexts])
-        assert lm.generate_until(asked, True) == [
-            chat.invoke(talk, max_tokens=8).text for talk in talks
-        ]
-        (pair,) = lm.loglikelihood(requests("loglikelihood", (contexts[0], "Paris")), True)
-        score = chat.score(talks[0], "Paris")
+        talk = [{"role": "user", "content": "What is the capital of France?"}]
+        context = lm.apply_chat_template(talk)
+        asked = requests("generate_until", (context, {"max_gen_toks": 8}))
+        assert lm.generate_until(asked, True) == [chat.invoke(talk, max_tokens=8).text]
+        (pair,) = lm.loglikelihood(requests("loglikelihood", (context, "Paris")), True)
+        score = chat.score(talk, "Paris")
         assert pair == (score.logprob, score.is_greedy)
-        with pytest.raises(ConfigError, match="--apply_chat_template"):
-            lm.loglikelihood(requests("loglikelihood", ("raw", " text")), True)
         with pytest.raises(ConfigError, match="gen_prefix"):
-            lm.apply_chat_template(talks[0], add_generation_prompt=False)
+            lm.apply_chat_template(talk, add_generation_prompt=False)
         with pytest.raises(ConfigError, match="names a template"):
             lm.chat_template("chatml")
-        raw = EnsembleLM(EnsembleLLM.demo())
-        assert raw.loglikelihood(requests("loglikelihood", (contexts[0], "Paris")), True) == [pair]
 
 
 # --- through the harness itself ----------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 import warnings
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_ensemble.errors import ConfigError, EnsembleWarning
@@ -76,6 +76,7 @@ def test_a_temperature_that_is_not_used_is_said():
         call_settings({"do_sample": False, "temperature": 0.0})
 
 
+@settings(max_examples=30)
 @given(st.text(alphabet=" \n\tab"), st.text(alphabet=" \n\tab"))
 def test_the_border_moves_and_nothing_is_lost(context, continuation):
     left, right = moved_border(context, continuation)
@@ -84,6 +85,7 @@ def test_the_border_moves_and_nothing_is_lost(context, continuation):
     assert right.endswith(continuation)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.text()})))
 def test_a_conversation_comes_back(messages):
     assert read_chat(chat_text(messages)) == messages
