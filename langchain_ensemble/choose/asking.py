@@ -93,7 +93,12 @@ class Answers:
 
 
 def ask(
-    model: Model, items: Sequence[Item], answers: Answers, stage: str, progress: Progress
+    model: Model,
+    items: Sequence[Item],
+    answers: Answers,
+    stage: str,
+    progress: Progress,
+    stamps: Sequence[str] = (),
 ) -> list[list[Reply]]:
     """Answer every question; the weights are in memory only while it lasts.
 
@@ -103,11 +108,12 @@ def ask(
         answers: What is known already; what is new is added.
         stage: What ``progress`` calls this.
         progress: Called with (stage, done, total).
+        stamps: What else an answer depends on: the state of the members' weights.
 
     Returns:
         ``[question][n]`` replies.
     """
-    identity = json.dumps(model.identity, sort_keys=True, default=repr)
+    identity = json.dumps([model.identity, *stamps], sort_keys=True, default=repr)
     chat = isinstance(model, ChatEnsemble)
     keys = [_key(identity, item, chat) for item in items]
     missing = [place for place, key in enumerate(keys) if answers.get(key) is None]

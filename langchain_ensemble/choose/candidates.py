@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -31,12 +32,15 @@ class Size:
         cache: Bytes of the KV cache of one longest question and answer; None: not known.
         parameters: Numbers in its weights: a token's cost, next to another candidate's.
         template: Whether it has a chat template.
+        stamp: Commit on the Hub, or names, sizes and times of the files in its folder: what tells
+            one state of the weights from another.
     """
 
     weights: int | None
     cache: int | None
     parameters: int
     template: bool
+    stamp: str
 
     @property
     def memory(self) -> int | None:
@@ -92,7 +96,8 @@ def measure(member: Member, items: Sequence[Item], max_tokens: int) -> Size:
     longest = max(_length(info, item) for item in items) + max_tokens
     longest = min(longest, info.context or longest)
     cache = None if token is None else token * longest
-    return Size(weights, cache, info.parameters, info.chat_template)
+    stamp = "; ".join(_stamp(path, info.commit) for path in (member.model, member.adapter) if path)
+    return Size(weights, cache, info.parameters, info.chat_template, stamp)
 
 
 def _held(member: Member, info: MemberInfo) -> str | None:
@@ -102,6 +107,15 @@ def _held(member: Member, info: MemberInfo) -> str | None:
         return None
     held = "bnb-4bit" if "4" in setting.split("-", 1)[-1] else "bnb-8bit"
     return held if held in info.memory else None
+
+
+def _stamp(model: str, commit: str | None) -> str:
+    """What tells one state of a model's files from another."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return commit or model
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return " ".join(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files)
 
 
 def _length(info: MemberInfo, item: Item) -> int:

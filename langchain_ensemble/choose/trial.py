@@ -73,6 +73,7 @@ class Trial:
         seed: Of samples.
         answers: What is known already.
         progress: Called with (stage, done, total).
+        stamps: The state of the weights of candidates that were measured, by name.
     """
 
     items: tuple[Item, ...]
@@ -82,6 +83,7 @@ class Trial:
     seed: int
     answers: Answers
     progress: Progress
+    stamps: dict[str, str] = field(default_factory=dict)
 
     def model(self, names: Sequence[str], **more: Any) -> Model:
         """Make the LangChain object of some candidates; nothing is loaded."""
@@ -158,7 +160,8 @@ class Trial:
         if budget is not None and (size.memory is None or size.memory > budget):
             needs = "is not known" if size.memory is None else f"is {size.memory / 1e9:.2f} GB"
             raise MemberError(f"its memory {needs}, vram is {budget / 1e9:.2f} GB")
-        replies = [one for (one, *_) in ask(model, self.items, self.answers, name, self.progress)]
+        self.stamps[name] = size.stamp
+        replies = [one for (one, *_) in self._ask(model, name)]
         found.sizes[name], found.replies[name] = size, replies
         found.systems[name] = self._system(name, "candidate", (name,), replies, size.memory)
 
@@ -204,7 +207,7 @@ class Trial:
             model = self.model(members, main=found.main, **plan)
             name = model.model_name + _gated(plan["gate"])
             try:
-                rows = ask(model, self.items, self.answers, name, self.progress)
+                rows = self._ask(model, name)
             except EnsembleError as error:
                 found.skipped[name] = str(error)
                 warn(f"{name} is left out: {error}")
@@ -250,7 +253,11 @@ class Trial:
 
     def _samples(self, name: str, count: int) -> Replies:
         model = self.model([name], n=count, temperature=TEMPERATURE, seed=self.seed)
-        return ask(model, self.items, self.answers, f"{name}, {count} samples", self.progress)
+        return self._ask(model, f"{name}, {count} samples")
+
+    def _ask(self, model: Model, stage: str) -> list[list[Reply]]:
+        stamps = [self.stamps[name] for name in model.params.names]
+        return ask(model, self.items, self.answers, stage, self.progress, stamps)
 
     def config(self, system: System) -> dict[str, Any]:
         """Settings that ``from_config`` reads and that answer as a system did."""

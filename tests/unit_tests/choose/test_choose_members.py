@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
-from langchain_ensemble import ChatEnsemble, EnsembleLLM, choose_members
+from langchain_ensemble import ChatEnsemble, EnsembleLLM, Member, choose_members
 from langchain_ensemble.choose import page, plots
 from langchain_ensemble.choose.asking import Answers
-from langchain_ensemble.choose.candidates import Size
+from langchain_ensemble.choose.candidates import Size, measure
 from langchain_ensemble.choose.devset import read_dev_set
 from langchain_ensemble.choose.report import Choice
 from langchain_ensemble.choose.trial import SAMPLED, VOTED, Alone, Trial
 from langchain_ensemble.demo import members
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, MemberError
+from langchain_ensemble.members.memory import HEADROOM
 from langchain_ensemble.params import name_members
 
 CAPITALS = {"France": "Paris", "Japan": "Tokyo", "Kenya": "Nairobi", "Norway": "Oslo"}
@@ -167,6 +170,22 @@ def test_a_later_run_asks_nothing_again(choice: Choice, answers: Path) -> None:
     assert again == choice
 
 
+def test_weights_that_changed_are_asked_again(tmp_path: Path) -> None:
+    folder = tmp_path / "facts"
+    folder.mkdir()
+    for file in Path(members()["facts"]).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    items = read_dev_set(DEV[:1])
+    first = measure(Member(str(folder)), items, 8)
+    assert measure(Member(str(folder)), items, 8) == first
+    os.utime(folder / "model.safetensors", (1, 1))
+    assert measure(Member(str(folder)), items, 8).stamp != first.stamp
+    assert first.memory == int((first.weights or 0) * HEADROOM) + (first.cache or 0)
+    stored = load_file(folder / "model.safetensors")
+    assert first.parameters == sum(tensor.numel() for tensor in stored.values())
+    assert first.weights == 4 * first.parameters  # float32 on the CPU
+
+
 def test_a_run_that_was_killed_goes_on(choice: Choice, answers: Path, tmp_path: Path) -> None:
     lines = answers.read_text("utf-8").splitlines(keepends=True)
     torn = tmp_path / "torn.jsonl"
@@ -228,7 +247,7 @@ def test_templates_that_prompts_go_past_are_told() -> None:
     candidates = {
         m.name or "": m for m in name_members({**members(), "copy": "a/b", "base": "c/d"})
     }
-    sizes = {name: Size(1, 1, 1, template=name != "base") for name in candidates}
+    sizes = {name: Size(1, 1, 1, name != "base", "") for name in candidates}
     trial = Trial(items, False, candidates, {}, 0, Answers(), lambda *_: None)
     with pytest.warns(EnsembleWarning, match="candidates 'copy' have a chat template") as seen:
         trial.warn_of_templates(Alone(sizes=sizes))
