@@ -463,7 +463,8 @@ class TestRegister:
     @pytest.fixture(autouse=True)
     def _table(self, monkeypatch: pytest.MonkeyPatch) -> None:
         base = importlib.import_module("langchain.chat_models.base")
-        monkeypatch.setattr(base, "_BUILTIN_PROVIDERS", dict(base._BUILTIN_PROVIDERS))
+        known = {k: v for k, v in base._BUILTIN_PROVIDERS.items() if k != "ensemble"}
+        monkeypatch.setattr(base, "_BUILTIN_PROVIDERS", known)  # a snippet may have registered
         base._get_chat_model_creator.cache_clear()
 
     def test_only_when_called(self) -> None:
