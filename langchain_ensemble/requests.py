@@ -63,7 +63,7 @@ def plain_task(
     places, weights = voices_with_weight(params, request.weights, calibrated)
     alone = len(places) == 1
     return Task(
-        voices=tuple(built.voices[p] for p in places),
+        voices=(built.voices[0].alone(),) if alone else tuple(built.voices[p] for p in places),
         weights=weights,
         places=places,
         num_members=len(built.members),

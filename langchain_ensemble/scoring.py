@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from langchain_ensemble.building import Built
@@ -64,7 +63,7 @@ class Scores:
             self._last = (key, walker)
             return score
         if len(voices) == 1:  # alone it is main, and its own ids are walked
-            voices = [replace(voices[0], verbatim=True)]
+            voices = [voices[0].alone()]
             fuser = None
         reader = scorer if isinstance(scorer, Scorer) else Scorer(voices, prompts, text)
         score = reader.run(shares, fuser, places, size, weigh, keeper)

@@ -235,7 +235,7 @@ class Loop:
             row.finish = pick.finish
             return standing
         data = pick.record.bytes
-        first = row.tracks[0].lead and len(row.records) == 1
+        first = row.tracks[0].lead and len(row.records) == 1 and self._task.voices[0].trie is None
         whole = not row.fragment and not (first and data.startswith(b" "))
         row.extend(data if whole or row.fragment else data[1:])
         self._remarks.ignored_stop(row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -122,6 +122,10 @@ class Voice:
     verbatim: bool
     turns: bool = False
     trie: ByteTrieLike | None = None
+
+    def alone(self) -> Voice:
+        """The member as the only voice: it takes its own ids one by one."""
+        return replace(self, verbatim=True, trie=None)
 
     @cached_property
     def ceilings(self) -> Tensor:

@@ -213,7 +213,7 @@ class TurnTasks:
         }
         return replace(
             self._task,
-            voices=(replace(self._task.voices[place], verbatim=True),),
+            voices=(self._task.voices[place].alone(),),
             weights=(1.0,),
             places=(0,),
             num_members=1,
