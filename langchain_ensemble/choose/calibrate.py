@@ -55,10 +55,11 @@ def calibrate(
         llm = llm.model_copy(update={"calibration": None})
     samples = read_samples(dev_set, _converse(llm), FEWEST)
     engine = llm.load().engine
+    kind = kind_of(engine.fusion)
     texts = Texts(
-        lambda number, take: listen(engine, samples[number], take, llm.contexts),
+        lambda number: listen(engine, samples[number], kind, llm.contexts),
         [sample.size for sample in samples],
-        kind_of(engine.fusion),
+        kind,
         on_progress=on_progress,
     )
     taught, tested = range(0, len(samples), 2), range(1, len(samples), 2)

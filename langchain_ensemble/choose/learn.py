@@ -4,9 +4,9 @@ The objective is the bits per byte of some texts under the fused members, as ``s
 with other weights. The members read each text once; of what they say, only what the fusion needs is
 kept:
 
-* ``average`` (arithmetic) and ``gac`` are linear in the weights, ``P(x) = sum_i W_i q_i(x)``: one
-  number a member and token. ``-log P`` is convex.
-* ``average`` (geometric) is log-linear, ``P(x) = exp(sum_i W_i log q_i(x)) / Z``: whole rows, since
+* ``gac`` and the arithmetic means (``average``, ``bytes``) are linear in the weights,
+  ``P(x) = sum_i W_i q_i(x)``: one number a member and token. ``-log P`` is convex.
+* The geometric means are log-linear, ``P(x) = exp(sum_i W_i log q_i(x)) / Z``: whole rows, since
   ``Z`` depends on the weights. ``-log P`` is a log-sum-exp less a linear term, convex.
 * Any other fusion is asked for its score anew at every point, over kept rows, and slopes are
   differences. ``unite`` is convex (for two members, where nobody leaves the union); ``deepen`` is
@@ -18,7 +18,7 @@ nobody abstains. Rows are kept up to :data:`KEEP_BYTES`; a text beyond is read a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -54,8 +54,7 @@ class Rows(Protocol):
         """
 
 
-Take = Callable[[Chunk, Tensor, Fuser], Rows]
-Read = Callable[[int, Take], list[Rows]]
+Read = Callable[[int], list[Rows]]
 """Reads a text (by its number) with all members, rows by rows."""
 
 
@@ -111,7 +110,7 @@ class LogLinearRows:
         """See :class:`Rows`."""
         share = self.heard.weights(weights, self.targets)  # [N, M]
         nobody = self.logprobs.amax(0) == -torch.inf
-        said = self.logprobs.double().clamp_min(LOG_TINY)
+        said = self.logprobs.double().clamp_min(LOG_TINY)  # what a mute member holds has weight 0
         mixed = torch.einsum("nm,mns->ns", share, said).masked_fill(nobody, -torch.inf)
         return (mixed.logsumexp(-1) - mixed.gather(1, self.targets[:, None])[:, 0]).sum()
 
@@ -165,25 +164,79 @@ def take_all(chunk: Chunk, targets: Tensor, fuser: Fuser) -> Rows:
     return AskedRows(_Heard.of(chunk), chunk, targets, fuser)
 
 
-TAKES: Mapping[Kind, Take] = {
-    "linear": take_linear,
-    "log-linear": take_log_linear,
-    "asked": take_all,
-}
+@dataclass(frozen=True)
+class AskedBytes:
+    """What the members say of N bytes, [M, N, 257]; the fusion is asked for its mean."""
+
+    heard: _Heard
+    logprobs: Tensor
+    targets: Tensor
+    mix: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """What they occupy."""
+        return self.logprobs.nbytes
+
+    def nats(self, weights: Tensor) -> Tensor:
+        """See :class:`Rows`; no slopes."""
+        share = self.heard.weights(weights, self.targets).float()
+        mixed = self.mix(self.logprobs, share).gather(1, self.targets[:, None])
+        return -mixed.clamp_min(LOG_TINY).double().sum()
+
+
+def take_rows(kind: Kind, chunk: Chunk, targets: Tensor, fuser: Fuser) -> Rows:
+    """Keep of some tokens what the objective needs.
+
+    Args:
+        kind: What that is.
+        chunk: What the members say there.
+        targets: The keys that came, [N].
+        fuser: The fusion.
+    """
+    take = {"linear": take_linear, "log-linear": take_log_linear, "asked": take_all}[kind]
+    return take(chunk, targets, fuser)
+
+
+def take_bytes(
+    kind: Kind,
+    said: Tensor,
+    silent: Tensor,
+    data: bytes,
+    mix: Callable[[Tensor, Tensor], Tensor],
+) -> Rows:
+    """Keep of a text's bytes what the objective needs.
+
+    Args:
+        kind: What that is.
+        said: [M, N, 257] what the members say before each byte.
+        silent: [N, M] bool, who says nothing.
+        data: The N bytes.
+        mix: The fusion's mean over bytes.
+    """
+    heard = _Heard(silent.clone(), None)  # not of inference mode
+    targets = torch.tensor(list(data))
+    if kind == "linear":
+        own = said.gather(2, targets.expand(len(said), -1)[:, :, None])[:, :, 0]
+        return LinearRows(heard, own.T.double().exp())
+    if kind == "log-linear":
+        return LogLinearRows(heard, said.clone(), targets)
+    return AskedBytes(heard, said.clone(), targets, mix)
 
 
 def kind_of(fusion: Fusion) -> Kind:
     """What a fusion's objective is made of."""
     if fusion.name == "gac":
         return "linear"
-    if fusion.name == "average":
-        return "log-linear" if fusion.settings()["mean"] == "geometric" else "linear"
+    mean = fusion.settings().get("mean") if fusion.name in ("average", "bytes") else None
+    if mean in ("geometric", "arithmetic"):
+        return "log-linear" if mean == "geometric" else "linear"
     return "asked"
 
 
 def is_convex(fusion: Fusion) -> bool:
     """Whether the objective is known to be convex, so that a certificate means something."""
-    return fusion.name in ("average", "gac", "unite")
+    return kind_of(fusion) != "asked" or fusion.name == "unite"
 
 
 class Texts:
@@ -217,7 +270,7 @@ class Texts:
         self._kept: list[list[Rows] | None] = []
         left = keep_bytes
         for number in range(len(sizes)):
-            rows = read(number, TAKES[kind])
+            rows = read(number)
             left -= sum(one.nbytes for one in rows)
             self._kept.append(rows if left >= 0 else None)
             if on_progress is not None:
@@ -226,7 +279,7 @@ class Texts:
 
     def _rows(self, number: int) -> list[Rows]:
         kept = self._kept[number]
-        return self._read(number, TAKES[self.kind]) if kept is None else kept
+        return self._read(number) if kept is None else kept
 
     def nats(self, weights: Sequence[float], numbers: Sequence[int]) -> list[float]:
         """Negative log-likelihood of some texts.

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from torch import Tensor
+import torch
 
 from langchain_ensemble.chat.conversation import ChatRequest, Conversation
+from langchain_ensemble.choose.learn import Kind, Rows, take_bytes, take_rows
 from langchain_ensemble.contexts import Contexts
-from langchain_ensemble.decoding.score import Chunk, Scorer
+from langchain_ensemble.decoding.byte_score import ByteScorer
+from langchain_ensemble.decoding.score import Scorer
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import ConfigError
-from langchain_ensemble.fusion.base import Fuser
 from langchain_ensemble.vocab.vocabulary import check_text
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,37 +36,38 @@ class Sample:
         return len(self.text.encode())
 
 
-def listen(
-    engine: Ensemble,
-    sample: Sample,
-    take: Callable[[Chunk, Tensor, Fuser], T],
-    contexts: Contexts = None,
-) -> list[T]:
+def listen(engine: Ensemble, sample: Sample, kind: Kind, contexts: Contexts = None) -> list[Rows]:
     """Let all members of an ensemble read a text.
 
     Args:
         engine: The ensemble, of several members.
         sample: The text.
-        take: Called with what they say in some rows, the keys that come there, and the fusion.
+        kind: What is kept of what they say.
         contexts: As in a request.
 
     Returns:
-        What ``take`` gave, rows by rows.
+        What the objective needs, rows by rows.
 
     Raises:
         ConfigError: Main cannot spell the text, or what stands before it does not fit a member.
     """
     with engine.alone() as (built, readers):
-        assert built.fuser is not None  # several members
-        places = range(len(built.members))
+        fuser, voices = built.fuser, built.voices
+        assert fuser is not None  # several members
+        places = range(len(voices))
         if isinstance(sample.before, str):
             prompts = readers.raw(built, places, sample.before, contexts)
         else:
             views = [readers.view(built, place, contexts) for place in places]
             prompts = [view.prompt(sample.before, ChatRequest()) for view in views]
-        heard = Scorer(built.voices, prompts, sample.text)
+        mix = getattr(fuser, "over_bytes", None)
+        if mix is not None:
+            with torch.inference_mode():
+                said, silent, _ = ByteScorer(voices, prompts, sample.text).hear()
+            return [take_bytes(kind, said, silent, sample.text.encode(), mix)]
+        heard = Scorer(voices, prompts, sample.text)
         weigh = engine.params.open_boundaries == "discount"
-        return [take(chunk, targets, built.fuser) for chunk, targets in heard.heard(weigh)]
+        return [take_rows(kind, *told, fuser) for told in heard.heard(weigh)]
 
 
 def read_samples(

@@ -27,7 +27,8 @@ TEXTS = [
     "The cat sat.",
 ]
 ARITHMETIC = {"name": "average", "mean": "arithmetic"}
-FUSIONS = ["average", ARITHMETIC, "gac", "unite", "deepen"]
+HARMONIC = {"name": "bytes", "mean": "harmonic"}
+FUSIONS = ["average", ARITHMETIC, "gac", "unite", "deepen", "bytes", HARMONIC]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def texts_of(llm, count=2, **kept):
     samples = read_samples(TEXTS[:count], None, 1)
     engine = llm.engine
     return Texts(
-        lambda number, take: listen(engine, samples[number], take),
+        lambda number: listen(engine, samples[number], kind_of(engine.fusion)),
         [sample.size for sample in samples],
         kind_of(engine.fusion),
         **kept,
