@@ -16,7 +16,7 @@ from torch import Tensor
 
 from langchain_ensemble.decoding.caches import Caches
 from langchain_ensemble.decoding.fused import choose_by_main, choose_fused
-from langchain_ensemble.decoding.gates import rows_of
+from langchain_ensemble.decoding.gate_rules import rows_of
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.raw import choose_raw
 from langchain_ensemble.decoding.seeing import watched

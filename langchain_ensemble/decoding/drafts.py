@@ -35,7 +35,8 @@ from langchain_ensemble.constraints.utf8 import START
 from langchain_ensemble.decoding.caches import Caches, Change
 from langchain_ensemble.decoding.draft import Draft, Late, Path
 from langchain_ensemble.decoding.fusing import voice_distribution
-from langchain_ensemble.decoding.gates import read_gate, sure
+from langchain_ensemble.decoding.gate_rules import sure
+from langchain_ensemble.decoding.gates import read_gate
 from langchain_ensemble.decoding.guesses import Guesser
 from langchain_ensemble.decoding.lagging import catch_up, may_lag
 from langchain_ensemble.decoding.proposals import Proposals, Proposer

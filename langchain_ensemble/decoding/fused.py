@@ -21,16 +21,13 @@ from langchain_ensemble.decoding.fusing import (
     spread,
     voice_distribution,
 )
+from langchain_ensemble.decoding.gate_rules import mixed, of_main, rows_of, sure
 from langchain_ensemble.decoding.gates import OPEN as FUSED
 from langchain_ensemble.decoding.gates import (
     REASONS,
     SURE,
     Gatekeeper,
-    mixed,
-    of_main,
     read_gate,
-    rows_of,
-    sure,
     weights_behind,
 )
 from langchain_ensemble.decoding.hearing import Heard, hear

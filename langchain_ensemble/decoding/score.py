@@ -22,7 +22,8 @@ from langchain_ensemble.decoding.fusing import (
     spread,
     voice_distribution,
 )
-from langchain_ensemble.decoding.gates import OPEN, Gatekeeper, mixed, weights_behind
+from langchain_ensemble.decoding.gate_rules import mixed
+from langchain_ensemble.decoding.gates import OPEN, Gatekeeper, weights_behind
 from langchain_ensemble.decoding.protocols import Voice
 from langchain_ensemble.decoding.reading import Reader, Stand, stands
 from langchain_ensemble.decoding.records import Score
@@ -234,7 +235,7 @@ class Scorer:
     ) -> tuple[Tensor, Tensor]:
         keys, _ = keys_of(self._voices[0])
         main = chunk.distributions[0]
-        shut = gate and gate.codes(chunk.distributions, rows, chunk.boundary)
+        shut = None if gate is None else gate.codes(chunk.distributions, rows, chunk.boundary)
         rows = weights_behind(rows, shut)
         distributions, weights = spread(chunk.distributions, rows, *seats, fuser)
         ids = torch.tensor(self._ids[chunk.at : chunk.end], device=weights.device)
