@@ -74,7 +74,8 @@ class Answering:
         """
         settings = [call_settings(given) for _, given in asked]
         keys = [(asked[n][0], repr(call)) for n, call in enumerate(settings)]
-        numbers = rounds(keys)
+        drawn = [call["temperature"] > 0 for call in settings]
+        numbers = [n if d else 0 for n, d in zip(rounds(keys), drawn, strict=True)]
         seeds: dict[str, int] = {}
         for batch in self._batches([context for context, _ in asked], settings, numbers):
             call = dict(settings[batch[0]])

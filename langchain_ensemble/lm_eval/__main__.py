@@ -1,8 +1,15 @@
 """``python -m langchain_ensemble.lm_eval``: the harness's command line, with our model known."""
 
+import sys
+
 from lm_eval.__main__ import cli_evaluate
 
 import langchain_ensemble.lm_eval.model  # noqa: F401  (registers the model)
+from langchain_ensemble.errors import EnsembleError
 
 if __name__ == "__main__":
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except EnsembleError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)

@@ -317,6 +317,10 @@ def test_the_command_line(tasks, tmp_path, pico, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", command)
     runpy.run_module("langchain_ensemble.lm_eval", run_name="__main__")
     assert "ens_choice" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*command, "--gen_kwargs", "beams=3"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("langchain_ensemble.lm_eval", run_name="__main__")
+    assert "error: generation settings ['beams'] have no meaning" in capsys.readouterr().err
     (written,) = (tmp_path / "out").rglob("results_*.json")
     result = json.loads(written.read_text(encoding="utf-8"))
     assert result["config"]["model_settings"]["open_boundaries"] == "vote"
