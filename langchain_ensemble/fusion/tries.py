@@ -21,8 +21,10 @@ class Trie:
 
     Attributes:
         order: [K] the id of each key in byte order.
-        part_key: [P] keys below the inner nodes, node by node.
-        part_node: [P] which inner node that is.
+        part: [P] columns that inner nodes are made up of, round by round: a round's parts are keys
+            and inner nodes of earlier rounds.
+        part_of: [P] the column of the inner node that each is a part of.
+        rounds: Where each round ends.
         inner: I, the number of inner nodes.
         depth: [K + I + 1] bytes of a node's label; of the last column 0.
         exact: [K + I + 1] column of the key that a node's label is, else the last column.
@@ -35,8 +37,9 @@ class Trie:
     """
 
     order: Tensor
-    part_key: Tensor
-    part_node: Tensor
+    part: Tensor
+    part_of: Tensor
+    rounds: tuple[int, ...]
     inner: int
     depth: Tensor
     exact: Tensor
@@ -78,8 +81,14 @@ class Trie:
         top = rows.amax(-1, keepdim=True)
         top = top.masked_fill(top == -torch.inf, 0.0)
         fine = torch.float32 if rows.device.type == "mps" else torch.float64
-        each = (rows - top).to(fine).exp().T  # [K, n]
-        total = each.new_zeros(self.inner, len(rows))
-        total.index_add_(0, self.part_node, each.index_select(0, self.part_key))
-        below = total.T.log().float() + top
+        each = (rows - top).to(fine).exp()
+        mass = torch.nn.functional.pad(each, (0, self.inner))
+        one = len(rows) == 1
+        mass = mass[0] if one else mass.T.contiguous()  # sums of single numbers are much faster
+        begin = 0
+        for end in self.rounds:
+            parts = mass.index_select(0, self.part[begin:end])
+            mass.index_add_(0, self.part_of[begin:end], parts)
+            begin = end
+        below = (mass[None] if one else mass.T)[:, len(self.order) :].log().float() + top
         return torch.cat([rows, below, rows.new_full((len(rows), 1), -torch.inf)], -1)

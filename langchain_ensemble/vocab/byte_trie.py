@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 
@@ -16,6 +17,9 @@ from langchain_ensemble.vocab.sorted_keys import SortedKeys
 from langchain_ensemble.vocab.vocabulary import Vocabulary
 
 _REMEMBERED = 65_536
+
+ROUNDS = (8, 128)
+"""Keys below a node at most whose mass is summed in the first round, the second; then the rest."""
 
 
 class ByteTrie(SortedKeys):
@@ -89,20 +93,18 @@ def _tree(keys: list[bytes], order: torch.Tensor) -> tuple[Trie, dict[tuple[int,
     size = len(keys)
     lows, highs, depths, exact, edges = _nodes(keys)
     count = len(lows)
-    low, high = (torch.tensor(each, dtype=torch.int64) for each in (lows, highs))
-    length = high - low
-    node = torch.arange(count).repeat_interleave(length)
-    begins = length.cumsum(0) - length
-    key = torch.arange(int(length.sum())) - begins[node] + low[node]
     nothing = size + count
+    sizes = [high - low for low, high in zip(lows, highs, strict=True)]
+    parts = _rounds(size, sizes, exact, edges)
     edges.sort()
     parents = torch.tensor([edge[0] for edge in edges], dtype=torch.int64)
     children = torch.bincount(parents, minlength=nothing + 1)
     lengths = torch.tensor([len(k) for k in keys], dtype=torch.int64)
     trie = Trie(
         order=order,
-        part_key=key,
-        part_node=node,
+        part=torch.tensor([part for round_ in parts for _, part in round_], dtype=torch.int64),
+        part_of=torch.tensor([node for round_ in parts for node, _ in round_], dtype=torch.int64),
+        rounds=tuple(accumulate(len(round_) for round_ in parts)),
         inner=count,
         depth=torch.tensor([*map(len, keys), *depths, 0]),
         exact=torch.tensor([*range(size), *(nothing if e is None else e for e in exact), nothing]),
@@ -157,3 +159,26 @@ def _shared(a: bytes, b: bytes) -> int:
     if a[:size] == b[:size]:
         return size
     return next(n for n in range(size) if a[n] != b[n])
+
+
+def _rounds(
+    keys: int, sizes: list[int], exact: list[int | None], edges: list[tuple[int, int, int]]
+) -> list[list[tuple[int, int]]]:
+    """What inner nodes are made up of, as (column, part): small nodes first, then what they make.
+
+    Node by node down to the keys would be several times as many parts; one level of the tree after
+    the other would be as many rounds as the tree is deep.
+    """
+    below: list[list[int]] = [[] if key is None else [key] for key in exact]
+    for parent, _, child in edges:
+        below[parent - keys].append(child)
+    rounds: list[list[tuple[int, int]]] = [[] for _ in range(len(ROUNDS) + 1)]
+    level = [sum(size > most for most in ROUNDS) for size in sizes]
+    for node in sorted(range(len(sizes)), key=lambda n: (sizes[n], -n)):
+        made: list[int] = []
+        for child in below[node]:
+            same = child >= keys and level[child - keys] == level[node]
+            made += below[child - keys] if same else [child]
+        below[node] = made  # what those of its round above it are made of
+        rounds[level[node]] += [(keys + node, part) for part in made]
+    return rounds
