@@ -18,8 +18,14 @@ from langchain_ensemble.chat_models import ChatEnsemble
 from langchain_ensemble.choose.belonging import Reads, belongs_to
 from langchain_ensemble.choose.calibration_file import Calibration, write_calibration
 from langchain_ensemble.choose.calibration_report import CalibrationReport, Fit, Method
+from langchain_ensemble.choose.devset import Metric
 from langchain_ensemble.choose.learn import STEP, Texts, is_convex, kind_of
 from langchain_ensemble.choose.listening import listen, read_samples
+from langchain_ensemble.choose.rightness import (
+    confidence_by_answers,
+    questions,
+    weights_by_scores,
+)
 from langchain_ensemble.choose.solver import TOLERANCE, minimise
 from langchain_ensemble.choose.stats import bootstrap_ratio
 from langchain_ensemble.ensemble import Ensemble
@@ -44,31 +50,43 @@ def calibrate(
     dev_set: Sequence[Any],
     *,
     method: Method = "learned",
+    metric: Metric | None = None,
     file: str | Path | None = None,
     on_progress: Progress | None = None,
 ) -> CalibrationReport:
     """See :meth:`~langchain_ensemble.llms.EnsembleLLM.calibrate`."""
     if method not in METHODS:
         raise ConfigError(unknown_name("method of calibrate", method, METHODS))
+    if method == "adapt" and metric is None:
+        metric = "exact_match"
     _check(llm)
     if llm.calibration is not None:  # the new one takes its place, so the old one is not read
         llm = llm.model_copy(update={"calibration": None})
     samples = read_samples(dev_set, _converse(llm), FEWEST)
+    items = None if metric is None else questions(samples, metric)
+    progress = on_progress or (lambda *_: None)
     engine = llm.load().engine
     kind = kind_of(engine.fusion)
     texts = Texts(
         lambda number: listen(engine, samples[number], kind, llm.contexts),
         [sample.size for sample in samples],
         kind,
-        on_progress=on_progress,
+        on_progress=progress,
     )
     taught, tested = range(0, len(samples), 2), range(1, len(samples), 2)
     names = [str(member.name) for member in engine.params.ordered]
-    weights, fit = _uniform(names), None
+    weights, fit, right = _uniform(names), None, None
     if method == "learned":
         weights, fit = _learn(engine, texts, taught)
-    made = _report(engine, texts, (taught, tested), method, weights)
-    report = replace(made, fit=fit)
+    elif method == "adapt" and items is not None:
+        found, right = weights_by_scores(llm, [items[n] for n in taught], progress)
+        weights = tuple(found[name] for name in names)
+    report = _report(engine, texts, (taught, tested), method, weights)
+    report = replace(report, fit=fit, right=right)
+    if items is not None:
+        halves = (taught, tested)
+        learned, ranks = confidence_by_answers(llm, items, halves, report.weights, progress)
+        report = replace(report, confidence=learned, confidence_auroc=ranks)
     if file is not None:
         _write(file, engine, llm, report)
     return report
