@@ -9,12 +9,12 @@ from typing import Any
 
 from langchain_ensemble.choose import compare
 from langchain_ensemble.choose.asking import Answers, Progress
-from langchain_ensemble.choose.candidates import read_vram
 from langchain_ensemble.choose.compare import System
 from langchain_ensemble.choose.devset import Metric, Source, read_dev_set
 from langchain_ensemble.choose.report import Choice
 from langchain_ensemble.choose.rule import Group, Standing, group
 from langchain_ensemble.choose.signals import Signal, signals
+from langchain_ensemble.choose.sizes import read_vram
 from langchain_ensemble.choose.trial import SAMPLED, VOTED, Alone, Together, Trial
 from langchain_ensemble.choose.verdict import Contest, Evidence, Verdict, decide
 from langchain_ensemble.errors import ConfigError, unknown_name
@@ -115,7 +115,8 @@ def _check(
 
 def _group(alone: Alone, size: int, budget: int | None, main: str | None) -> Group:
     standings = [
-        Standing(one.name, one.accuracy, one.length, one.memory) for one in alone.systems.values()
+        Standing(name, one.accuracy, one.length, alone.sizes[name])
+        for name, one in alone.systems.items()
     ]
     return group(standings, size=size, budget=budget, start=main)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from langchain_ensemble.choose.sizes import Size, joint_memory
+
 GAP = 0.10
 """Largest gap in accuracy to the best that UniTE calls compatible: ten points."""
 
@@ -20,13 +22,13 @@ class Standing:
         name: Its name.
         accuracy: Share of right answers.
         length: Mean length of its answers, in characters.
-        memory: Bytes that it needs alone; None: not known.
+        size: What it needs.
     """
 
     name: str
     accuracy: float
     length: float
-    memory: int | None
+    size: Size
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,9 @@ def _refused(members: Sequence[Standing], one: Standing, budget: int | None) -> 
     """Why a candidate does not fit beside the members, None: it does."""
     if budget is None:
         return None
-    sizes = [member.memory for member in (*members, one)]
-    if None in sizes:
+    needed = joint_memory([member.size for member in (*members, one)])
+    if needed is None:
         return "its memory, or that of a member, is not known"
-    needed = sum(size or 0 for size in sizes)
     if needed <= budget:
         return None
     return f"with it the members need {needed / 1e9:.2f} GB, more than {budget / 1e9:.2f} GB"

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from langchain_ensemble.choose.asking import Reply
 from langchain_ensemble.choose.compare import agreement
 from langchain_ensemble.choose.devset import Item
-from langchain_ensemble.choose.stats import auroc, reliability, risk_coverage
+from langchain_ensemble.choose.stats import (
+    Interval,
+    bootstrap_auroc,
+    reliability,
+    risk_coverage,
+)
+from langchain_ensemble.choose.sureness import out_of_fold
 from langchain_ensemble.confidence import raw_confidence
 
 
@@ -21,8 +27,8 @@ class Signal:
         name: What it is.
         of: Whose answers.
         values: The confidence of each answer, in [0, 1].
-        auroc: Probability that a wrong answer has less of it than a right one; None where all
-            answers are right, or all wrong.
+        auroc: Probability that a wrong answer has less of it than a right one, with a bootstrap
+            interval; None where all answers are right, or all wrong.
         risk_coverage: ``(share answered, share wrong among them)``, the surest first.
         reliability: ``(mean confidence, share right, count)``, in tenths.
     """
@@ -30,7 +36,7 @@ class Signal:
     name: str
     of: str
     values: tuple[float, ...]
-    auroc: float | None
+    auroc: Interval | None
     risk_coverage: tuple[tuple[float, float], ...]
     reliability: tuple[tuple[float, float, int], ...]
 
@@ -48,12 +54,11 @@ def signal(name: str, of: str, values: Sequence[float], right: Sequence[bool]) -
         AUROC of "this answer is wrong", risk-coverage curve, reliability.
     """
     wrong = [not one for one in right]
-    area = auroc([-value for value in values], wrong)
     return Signal(
         name,
         of,
         tuple(values),
-        None if math.isnan(area) else area,
+        bootstrap_auroc([-value for value in values], wrong),
         tuple(risk_coverage(values, wrong)),
         tuple(reliability(values, right)),
     )
@@ -78,15 +83,21 @@ def signals(
         sampled: Who was sampled, and ``[question][n]`` samples.
 
     Returns:
-        Where several members had a say, their confidence and their agreement; main's mean token
+        Where several members had a say, their confidence, by a map that was learned on other
+        answers (where there are enough) and raw, and their agreement; main's mean token
         probability; the share of the samples that come to the same answer.
     """
     features = [reply.features for reply in replies]
     alone = not any(one["share_fused"] for one in features)
     own = "mean_logprob" if alone else "mean_main_logprob"
-    found = {f"token probability of {main}": [_probability(one[own]) for one in features]}
+    found: dict[str, Sequence[float]] = {
+        f"token probability of {main}": [_probability(one[own]) for one in features]
+    }
     if not alone:
+        mapped = out_of_fold(features, right)
+        learned = {} if mapped is None else {"confidence of the members, learned": mapped}
         found = {
+            **learned,
             "confidence of the members": [raw_confidence(one) for one in features],
             "agreement of the members": [1 - one["mean_disagreement"] for one in features],
             **found,

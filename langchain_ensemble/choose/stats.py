@@ -232,6 +232,40 @@ def auroc(scores: Numbers, positive: Flags) -> float:
     return float((_ranks(values)[yes].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
+def bootstrap_auroc(
+    scores: Numbers,
+    positive: Flags,
+    *,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
+    """:func:`auroc` with its percentile interval; draws that hold one kind only do not count.
+
+    Args:
+        scores: ``[N]``; higher should mean positive.
+        positive: ``[N]``, which items are.
+        samples: How often the items are drawn again, with replacement.
+        level: The share of resampled values between the bounds.
+        seed: Of the draws.
+
+    Returns:
+        The area and its bounds; None where every item is of one kind.
+
+    Raises:
+        ConfigError: On no items, different numbers of them, or scores that are not finite.
+    """
+    _checked(samples, level)
+    values, flags = _vectors(scores=scores, positive=positive)
+    area = auroc(values, flags > 0)
+    if math.isnan(area):
+        return None
+    draw = np.random.default_rng(seed)
+    picks = (draw.integers(0, len(values), len(values)) for _ in range(samples))
+    drawn = np.array([auroc(values[pick], flags[pick] > 0) for pick in picks])
+    return _percentiles(area, drawn[~np.isnan(drawn)], level)
+
+
 def risk_coverage(confidence: Numbers, wrong: Flags) -> list[tuple[float, float]]:
     """Share of wrong answers among those given, as the bound of confidence falls.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from langchain_ensemble.choose.compare import System
 from langchain_ensemble.choose.findings import Findings
+from langchain_ensemble.choose.stats import Interval
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,19 @@ def _signals(found: Findings) -> Table:
     rows = []
     for one in found.signals:
         half = next(risk for coverage, risk in one.risk_coverage if coverage >= 0.5)
-        rows.append((one.name, "-" if one.auroc is None else f"{one.auroc:.3f}", _percent(half)))
+        area = ("-", "") if one.auroc is None else _area(one.auroc)
+        rows.append((one.name, *area, _percent(half)))
     return Table(
         f"Which answers of {found.signals[0].of} are wrong?",
-        ("confidence", "AUROC", "wrong % of the surer half"),
+        ("confidence", "AUROC", "95 % interval", "wrong % of the surer half"),
         tuple(rows),
-        "AUROC: how often a wrong answer has less confidence than a right one (0.5: no idea)",
+        "AUROC: how often a wrong answer has less confidence than a right one (0.5: no idea); "
+        "learned: by maps that have not seen the answer",
     )
+
+
+def _area(auroc: Interval) -> tuple[str, str]:
+    return f"{auroc.mean:.3f}", f"{auroc.low:.3f} to {auroc.high:.3f}"
 
 
 def _percent(value: float) -> str:

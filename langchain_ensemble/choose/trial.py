@@ -9,10 +9,11 @@ from typing import Any
 from langchain_ensemble.chat_models import ChatEnsemble
 from langchain_ensemble.choose import compare
 from langchain_ensemble.choose.asking import Answers, Model, Progress, Reply, as_model, ask, warn
-from langchain_ensemble.choose.candidates import Size, measure
+from langchain_ensemble.choose.candidates import measure
 from langchain_ensemble.choose.compare import System
 from langchain_ensemble.choose.devset import Item
-from langchain_ensemble.errors import EnsembleError, MemberError
+from langchain_ensemble.choose.sizes import Size, joint_memory
+from langchain_ensemble.errors import ConfigError, EnsembleError, MemberError
 from langchain_ensemble.llms import EnsembleLLM
 from langchain_ensemble.params import Member
 
@@ -106,6 +107,11 @@ class Trial:
         fields = (ChatEnsemble if self.chat else EnsembleLLM).model_fields
         found: list[dict[str, Any]] = []
         for fusion in fusions or [fields["fusion"].default]:
+            if not isinstance(fusion, str | Mapping):
+                raise ConfigError(
+                    f"fusions holds an object of {type(fusion).__qualname__}, which the suggestion "
+                    "could not hold; give a name, or a mapping of a name and settings"
+                )
             for gate in gates or [fields["gate"].default]:
                 found.append({"fusion": fusion, "gate": gate})
         for plan in found:
@@ -156,7 +162,7 @@ class Trial:
     def _measure(self, name: str, budget: int | None, found: Alone) -> None:
         model = self.model([name])
         (member,) = model.params.members
-        size = measure(member, self.items, model.max_tokens or 0)
+        size = measure(member, self.items, model.max_tokens)
         if budget is not None and (size.memory is None or size.memory > budget):
             needs = "is not known" if size.memory is None else f"is {size.memory / 1e9:.2f} GB"
             raise MemberError(f"its memory {needs}, vram is {budget / 1e9:.2f} GB")
@@ -199,15 +205,13 @@ class Trial:
         if len(members) < 2:
             found.skipped["ensemble"] = "no other candidate fits beside " + members[0]
             return found
-        sizes = [alone.sizes[name].memory for name in members]
-        memory = None if None in sizes else sum(size or 0 for size in sizes)
+        memory = joint_memory([alone.sizes[name] for name in members])
         self._vote(members, alone, memory, found)
         self._sample(members, alone, found)
         for plan in plans:
-            model = self.model(members, main=found.main, **plan)
-            name = model.model_name + _gated(plan["gate"])
+            name = f"{named(plan['fusion'])}({'+'.join(members)}){_gated(plan['gate'])}"
             try:
-                rows = self._ask(model, name)
+                rows = self._ask(self.model(members, main=found.main, **plan), name)
             except EnsembleError as error:
                 found.skipped[name] = str(error)
                 warn(f"{name} is left out: {error}")
@@ -265,7 +269,13 @@ class Trial:
         return self.model(system.members, **more).to_config()
 
 
-def _gated(gate: Any) -> str:
-    """How a gate shows in a name."""
-    named = gate if isinstance(gate, str) else ", ".join(f"{k} {v}" for k, v in gate.items())
-    return "" if named == "always" else f", gate {named}"
+def named(setting: str | Mapping[str, Any]) -> str:
+    """How a fusion or a gate shows in a name: with the settings that it was given."""
+    if isinstance(setting, str):
+        return setting
+    given = [f"{key}={value}" for key, value in setting.items() if key != "name"]
+    return " ".join([str(setting["name"]), *given])
+
+
+def _gated(gate: str | Mapping[str, Any]) -> str:
+    return "" if named(gate) == "always" else f", gate {named(gate)}"

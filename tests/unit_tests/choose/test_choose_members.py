@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from langchain_ensemble import ChatEnsemble, EnsembleLLM, Member, choose_members
 from langchain_ensemble.choose import page, plots
 from langchain_ensemble.choose.asking import Answers
-from langchain_ensemble.choose.candidates import Size, measure
+from langchain_ensemble.choose.candidates import measure
 from langchain_ensemble.choose.devset import read_dev_set
 from langchain_ensemble.choose.report import Choice
+from langchain_ensemble.choose.sizes import Size
 from langchain_ensemble.choose.trial import SAMPLED, VOTED, Alone, Trial
 from langchain_ensemble.demo import members
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, MemberError
@@ -180,7 +181,8 @@ def test_weights_that_changed_are_asked_again(tmp_path: Path) -> None:
     assert measure(Member(str(folder)), items, 8) == first
     os.utime(folder / "model.safetensors", (1, 1))
     assert measure(Member(str(folder)), items, 8).stamp != first.stamp
-    assert first.memory == int((first.weights or 0) * HEADROOM) + (first.cache or 0)
+    assert first.memory == int((first.weights or 0) * HEADROOM) + first.own
+    assert first.own > 0
     stored = load_file(folder / "model.safetensors")
     assert first.parameters == sum(tensor.numel() for tensor in stored.values())
     assert first.weights == 4 * first.parameters  # float32 on the CPU
@@ -247,7 +249,7 @@ def test_templates_that_prompts_go_past_are_told() -> None:
     candidates = {
         m.name or "": m for m in name_members({**members(), "copy": "a/b", "base": "c/d"})
     }
-    sizes = {name: Size(1, 1, 1, name != "base", "") for name in candidates}
+    sizes = {name: Size(1, 1, 1, name != "base") for name in candidates}
     trial = Trial(items, False, candidates, {}, 0, Answers(), lambda *_: None)
     with pytest.warns(EnsembleWarning, match="candidates 'copy' have a chat template") as seen:
         trial.warn_of_templates(Alone(sizes=sizes))

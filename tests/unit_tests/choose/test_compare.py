@@ -63,7 +63,7 @@ def test_signals_of_one_and_of_several_voices() -> None:
     samples = [[reply("4"), reply("4")]] * 4
     found = signals(items, "a", alone, right, "a", ("a", samples))
     assert [one.name for one in found] == ["token probability of a", "agreement of 2 samples of a"]
-    assert [one.auroc for one in found] == [1.0, 1.0]
+    assert [one.auroc and one.auroc.mean for one in found] == [1.0, 1.0]
     assert found[1].values == (1.0, 0.0, 1.0, 0.0)
     fused = [
         reply(one.text, -0.5, share_fused=1.0, mean_disagreement=0.9 * (not good))
@@ -75,7 +75,7 @@ def test_signals_of_one_and_of_several_voices() -> None:
         "agreement of the members",
         "token probability of a",
     ]
-    assert [one.auroc for one in found] == [1.0, 1.0, 0.5]
+    assert [one.auroc and one.auroc.mean for one in found] == [1.0, 1.0, 0.5]
 
 
 def test_a_signal_without_wrong_answers_has_no_auroc() -> None:

@@ -137,3 +137,16 @@ def test_needed_items_have_the_power_that_they_promise() -> None:
     assert 0.77 < won.mean() < 0.84
     with pytest.raises(ConfigError):
         stats.needed_items(0.0, 0.3)
+
+
+def test_bootstrap_auroc() -> None:
+    generator = np.random.default_rng(0)
+    positive = generator.random(200) < 0.3
+    scores = generator.normal(0, 1, 200) + positive
+    got = stats.bootstrap_auroc(scores, positive)
+    assert got is not None
+    assert got.mean == stats.auroc(scores, positive)
+    assert got.low < got.mean < got.high
+    assert got.high - got.low == pytest.approx(0.14, abs=0.03)  # Hanley and McNeil: 4 x 0.036
+    assert stats.bootstrap_auroc([1, 2], [True, True]) is None
+    assert stats.bootstrap_auroc([1, 2, 3], [False, False, True]) == (1, 1, 1)
