@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -59,10 +60,12 @@ class Store:
             name: Of the file, without ``.json``.
             fixed: What all rows were measured on; a file with anything else is begun anew.
         """
-        self.path = RESULTS / f"{name}.json"
+        self.path, self.fixed = RESULTS / f"{name}.json", json.loads(json.dumps(fixed))
+        self.rows = self._read()
+
+    def _read(self) -> list[dict[str, Any]]:
         held = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
-        kept = held.get("fixed") == json.loads(json.dumps(fixed))
-        self.fixed, self.rows = fixed, list(held["rows"]) if kept else []
+        return list(held["rows"]) if held.get("fixed") == self.fixed else []
 
     def find(self, **key: Any) -> dict[str, Any] | None:
         """The row with these values, if it is there.
@@ -73,21 +76,28 @@ class Store:
         Returns:
             The row.
         """
+        self.rows = self._read()
         same = (row for row in self.rows if all(row.get(k) == v for k, v in key.items()))
         return next(same, None)
 
     def add(self, *rows: dict[str, Any]) -> None:
-        """Add rows and write the file.
+        """Add rows to what the file holds now: several processes may measure at once.
 
         Args:
             rows: Plain data.
         """
-        self.rows.extend(rows)
         RESULTS.mkdir(exist_ok=True)
-        whole = {"fixed": self.fixed, "rows": self.rows}
-        scratch = self.path.with_suffix(".part")
-        scratch.write_text(json.dumps(whole, indent=None, separators=(",", ":")) + "\n", "utf-8")
-        scratch.replace(self.path)
+        lock = os.open(RESULTS, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.rows = [*self._read(), *rows]
+            lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in self.rows)
+            whole = f'{{"fixed":{json.dumps(self.fixed)},\n"rows":[\n{lines}\n]}}\n'
+            scratch = self.path.with_suffix(".part")
+            scratch.write_text(whole, "utf-8")
+            scratch.replace(self.path)
+        finally:
+            os.close(lock)
 
 
 def saving(ours: Sequence[float], theirs: Sequence[float], sizes: Sequence[int]) -> Interval:
