@@ -13,7 +13,7 @@ from langchain_ensemble.chat.view import ChatView
 from langchain_ensemble.constraints.utf8 import REJECT, START, next_states, state_after
 from langchain_ensemble.decoding.protocols import Voice, Warn
 from langchain_ensemble.errors import ConfigError
-from langchain_ensemble.fusion import prepare
+from langchain_ensemble.fusion import needs_of, prepare
 from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext, MemberKeys, Trie
 from langchain_ensemble.members.base import LoadedMember
 from langchain_ensemble.store import Store
@@ -80,7 +80,8 @@ def build(
     named = [(m.name, v) for m, v in zip(members, vocabularies, strict=True)]
     aligned = align(named, device=device)
     check_common(aligned, fusion.needs.min_common, fusion.name)
-    make = _own_voice if fusion.needs.paths else _voice
+    paths = needs_of(fusion, aligned.alignment).paths
+    make = _own_voice if paths else _voice
     voices = tuple(
         make(m, v, keys, vocabularies[0], aligned, open_boundaries, store)
         for m, v, keys in zip(members, vocabularies, aligned.alignment.members, strict=True)
@@ -94,7 +95,7 @@ def build(
         remember=store.remember,
         on_progress=on_progress,
         tries=[v.trie.trie for v in voices if v.trie is not None] or None,
-        union_trie=_held_by_main(aligned) if fusion.needs.paths else None,
+        union_trie=_held_by_main(aligned) if paths else None,
     )
     fuser = prepare(fusion, context)
     return Built(tuple(members), vocabularies, voices, fuser, aligned.key_bytes)

@@ -7,6 +7,7 @@ that start with each string, and lays the step's choices out one by one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,9 @@ from tests.naive import _distribution, _whole
 
 END = -1
 TINY = 1.1754943508222875e-38
+
+Mean = float | Callable[[list[dict[int, float]]], dict[int, float]]
+"""A power, or what is made of all members' distributions where all of them speak."""
 
 
 @dataclass
@@ -73,9 +77,14 @@ def _below(keys: dict[bytes, float], span: bytes) -> float:
     return sum(p for key, p in keys.items() if key.startswith(span))
 
 
-def _mixed(said: list[dict[int, float]], weights: list[float], power: float) -> dict[int, float]:
+def _mixed(said: list[dict[int, float]], weights: list[float], power: Mean) -> dict[int, float]:
     """The power mean of normalised distributions; who says nothing gives its weight away."""
     speaks = [bool(sum(one.values())) for one in said]
+    if callable(power):
+        each = [
+            {c: p / sum(one.values()) for c, p in one.items()} for one in said if sum(one.values())
+        ]
+        return power(each) if all(speaks) else each[0] if speaks[0] else {}
     shares = [w if on else 0.0 for w, on in zip(weights, speaks, strict=True)]
     if not sum(shares):
         return {}
@@ -98,7 +107,7 @@ def _mixed(said: list[dict[int, float]], weights: list[float], power: float) -> 
 
 
 def naive_bytes(
-    ensemble: Ensemble, prompt: str, steps: int, weights: list[float], power: float = 0.0
+    ensemble: Ensemble, prompt: str, steps: int, weights: list[float], power: Mean = 0.0
 ) -> tuple[bytes, list[bytes]]:
     """Greedy decoding of one prompt: the answer, and what each step added (b"": END)."""
     built: Any = ensemble._ready()
@@ -138,7 +147,7 @@ def naive_bytes(
 
 
 def _choice(
-    members: list[Member], weights: list[float], power: float, held: dict[bytes, int]
+    members: list[Member], weights: list[float], power: Mean, held: dict[bytes, int]
 ) -> bytes:
     """Lay out one step's choices and take the likeliest."""
     known = {key[:n] for key in held for n in range(1, len(key) + 1)}

@@ -85,4 +85,6 @@ def _along(
     nobody = [[False] * len(question.rows)] * len(told)
     base = question.shares or question.task.weights
     weights = row_weights(base, told, nobody, [None] * len(told))
+    if getattr(question.task.fuser, "together", False):
+        weights = all_or_main(weights)
     return Heard(told, weights, [ends for _, ends in paths], legal)

@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_ensemble.errors import ConfigError, unknown_name
 from langchain_ensemble.fusion.average import Average
-from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext
+from langchain_ensemble.fusion.base import Alignment, Fuser, Fusion, FusionContext, Needs
 from langchain_ensemble.fusion.bytes import Bytes
 from langchain_ensemble.fusion.context_aware import ContextAware
 from langchain_ensemble.fusion.contrastive import Contrastive
@@ -65,6 +65,22 @@ def get_fusion(spec: str | Mapping[str, Any]) -> Fusion:
     return kind(**settings)
 
 
+def needs_of(fusion: Fusion, alignment: Alignment) -> Needs:
+    """Say what a fusion needs of some members.
+
+    Args:
+        fusion: The fusion.
+        alignment: Their keys.
+
+    Returns:
+        ``fusion.needs_of(alignment)`` where it has that, because it depends on them; else
+        ``fusion.needs``.
+    """
+    ask = getattr(fusion, "needs_of", None)
+    needs: Needs = fusion.needs if ask is None else ask(alignment)
+    return needs
+
+
 def prepare(fusion: Fusion, context: FusionContext) -> Fuser:
     """Make a fusion ready, and hold a user's own object to the protocol.
 
@@ -99,5 +115,6 @@ __all__ = [
     "Proxy",
     "Unite",
     "get_fusion",
+    "needs_of",
     "prepare",
 ]

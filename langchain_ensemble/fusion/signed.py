@@ -1,11 +1,12 @@
-"""Members with roles, mixed key by key: what contrastive, proxy and context-aware fusions share.
+"""Members with roles: what contrastive, proxy and context-aware fusions share.
 
 A mix is a function of log-probabilities over main's keys with END as one more key; log-probs in
 place of logits change a row by a constant, which the softmax takes away. It never makes possible
 what main excludes. Where a member with a role has nothing to say in a row (an incomplete character,
 a grammar that leaves it no mass), the mix has no meaning, and main alone decides that row.
 
-Keys can only be subtracted where they are the same: all members need one vocabulary.
+Keys can only be subtracted where they are the same. Members of one vocabulary are mixed key by key;
+others byte by byte, over 256 bytes and END, along the paths of their tokens (``bytes_walk.py``).
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from torch import Tensor
 
 from langchain_ensemble.errors import VocabularyError
 from langchain_ensemble.fusion.base import (
+    Alignment,
     FusedDistribution,
     FusionContext,
     MemberDistribution,
     MemberKeys,
     Needs,
 )
+from langchain_ensemble.fusion.bytes_walk import Walker
+from langchain_ensemble.fusion.combine import normalised
 from langchain_ensemble.fusion.voices import LOG_TINY, dense, finite_score
 from langchain_ensemble.roles import places_of
 
@@ -45,9 +49,17 @@ class RoleFusion(ABC):
         """Roles and settings as JSON, without the name."""
         return asdict(self)
 
-    def prepare(self, context: FusionContext) -> SignedFuser:
+    def needs_of(self, alignment: Alignment) -> Needs:
+        """What these members must give: their paths too, where they have not one vocabulary."""
+        main, *others = alignment.members
+        one = all(lacking(main, other) == (0, 0) for other in others)
+        return Needs(logprobs="dense", paths=not one)
+
+    def prepare(self, context: FusionContext) -> SignedFuser | SignedBytesFuser:
         """Find the members; nothing is expensive here."""
-        return SignedFuser(self, context)
+        return (
+            SignedFuser(self, context) if context.tries is None else SignedBytesFuser(self, context)
+        )
 
     @abstractmethod
     def mix(self, *said: Tensor) -> Tensor:
@@ -69,13 +81,11 @@ def above(base: Tensor, other: Tensor) -> Tensor:
         other: [..., S].
 
     Returns:
-        [..., S], finite but for NaN: what a member excludes counts as the smallest normal float32.
+        [..., S], finite but for NaN. What one of them cannot say at all (a mask, a byte that its
+        tokenizer lacks) makes no difference: it is no measure of how much surer the other is.
     """
-    return _floored(base) - _floored(other)
-
-
-def _floored(logprobs: Tensor) -> Tensor:
-    return torch.where(logprobs == -torch.inf, LOG_TINY, logprobs)
+    mute = (base == -torch.inf) | (other == -torch.inf)
+    return torch.where(mute, 0.0, base - other)
 
 
 class SignedFuser:
@@ -134,6 +144,57 @@ class SignedFuser:
         return finite_score(got, distributions[0], targets, self._alignment)
 
 
+class SignedBytesFuser:
+    """A fusion with roles over bytes, for members of different vocabularies.
+
+    Attributes:
+        together: A row in which not every member has a voice is main's alone.
+    """
+
+    together = True
+
+    def __init__(self, fusion: RoleFusion, context: FusionContext) -> None:
+        """Find out who has which role; takes the trees of keys.
+
+        Args:
+            fusion: The fusion.
+            context: What it is prepared with.
+
+        Raises:
+            ConfigError: A role without a member, or a member without a role.
+        """
+        names = [keys.name for keys in context.alignment.members]
+        self._mix = fusion.mix
+        self._places = places_of(fusion.name, fusion.settings(), names)
+        self._walker = Walker(context, self.over_bytes)
+
+    def over_bytes(self, logprobs: Tensor, weights: Tensor) -> Tensor:
+        """What the members say of a byte or END, mixed; main alone where one of them is silent.
+
+        Args:
+            logprobs: [M, N, 257].
+            weights: [N, M]; 0 is silent.
+
+        Returns:
+            [N, 257], normalised; -inf where main's row is.
+        """
+        scores = self._mix(*(logprobs[place] for place in self._places))
+        speaks = (weights > 0).all(-1, keepdim=True)
+        return normalised(torch.where(speaks, scores, logprobs[0]))
+
+    def __call__(
+        self, distributions: Sequence[MemberDistribution | None], weights: Tensor
+    ) -> FusedDistribution:
+        """Mix one row per position; see :class:`~langchain_ensemble.fusion.base.Fuser`."""
+        return self._walker(distributions, weights)
+
+    def score(
+        self, distributions: Sequence[MemberDistribution | None], weights: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Log-probability that a step gives a union key; a text is scored by its bytes."""
+        return self(distributions, weights).logprob_of(targets).clamp_min(LOG_TINY)
+
+
 def _told(logprobs: Tensor, ids: Tensor) -> Tensor:
     """A member's log-probabilities in main's ids, [N, V]."""
     return torch.where(ids >= 0, logprobs[:, ids.clamp_min(0)], -torch.inf)
@@ -145,26 +206,35 @@ def _ids_of_main(fusion: str, main: MemberKeys, other: MemberKeys) -> Tensor | N
     Raises:
         VocabularyError: One of the two has a key that the other lacks, or only one can end.
     """
-    width = main.width
-    ids = torch.where(main.own, other.from_union[:width], -1)
-    lacking = int((main.own & (ids < 0)).sum())
-    beyond = int((other.to_union[other.own] >= width).sum())
-    if lacking or beyond:
+    missing, beyond = lacking(main, other)
+    if missing or beyond:
         raise VocabularyError(
-            f"fusion={fusion!r} compares members key by key, but {lacking} of "
+            f"fusion={fusion!r} compares members key by key, but {missing} of "
             f"{int(main.own.sum())} tokens of main {main.name!r} are unknown to member "
-            f"{other.name!r}, and {beyond} of its {int(other.own.sum())} to main; take members of "
-            "one vocabulary"
+            f"{other.name!r}, and {beyond} of its {int(other.own.sum())} to main; prepare it as "
+            "needs_of(alignment) says, with paths, or take members of one vocabulary"
         )
     if len(main.end_ids) and not len(other.end_ids):
         raise VocabularyError(
             f"fusion={fusion!r} compares members key by key, but member {other.name!r} has no "
             "token that ends a text; take another member in its place"
         )
-    same = width == other.width and torch.equal(ids, _own_ids(main))
+    ids = torch.where(main.own, other.from_union[: main.width], -1)
+    places = torch.arange(main.width, device=ids.device)
+    same = main.width == other.width and torch.equal(ids, torch.where(main.own, places, -1))
     return None if same else ids
 
 
-def _own_ids(keys: MemberKeys) -> Tensor:
-    places = torch.arange(keys.width, device=keys.own.device)
-    return torch.where(keys.own, places, -1)
+def lacking(main: MemberKeys, other: MemberKeys) -> tuple[int, int]:
+    """How many keys one of two members has and the other has not.
+
+    Args:
+        main: Main's keys.
+        other: Another member's.
+
+    Returns:
+        Main's that the other lacks, and the other's that main lacks.
+    """
+    missing = main.own & (other.from_union[: main.width] < 0)
+    beyond = other.to_union[other.own] >= main.width
+    return int(missing.sum()), int(beyond.sum())

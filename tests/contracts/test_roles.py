@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,18 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.errors import ConfigError, VocabularyError
-from langchain_ensemble.fusion import ContextAware, Contrastive, Proxy, get_fusion
+from langchain_ensemble.fusion import (
+    Average,
+    ContextAware,
+    Contrastive,
+    Proxy,
+    get_fusion,
+    needs_of,
+)
 from langchain_ensemble.fusion.base import Fusion, FusionContext
+from langchain_ensemble.fusion.signed import RoleFusion, SignedBytesFuser
 from langchain_ensemble.fusion.voices import LOG_TINY
+from langchain_ensemble.roles import ROLES, places_of
 from langchain_ensemble.testing import FusionContract, toy_alignment
 from langchain_ensemble.testing.cases import Case, columns, random_case
 
@@ -110,15 +120,73 @@ def test_by_hand() -> None:
     assert int(got.argmax()) == 1  # "b": only the expert knows it
 
 
-def test_what_only_the_subtracted_member_excludes_stays_finite() -> None:
+def test_what_a_member_cannot_say_at_all_makes_no_difference() -> None:
     case = random_case(1, 2, one_vocabulary=True)
     main, other = case.distributions
+    key = int(main.logprobs[0].argmax())
     hole = other.logprobs.clone()
-    hole[:, int(main.logprobs[0].argmax())] = -torch.inf
+    hole[:, key] = -torch.inf
+    as_main = other.logprobs.clone()
+    as_main[:, key] = main.logprobs[:, key]
     fuser = ContextAware("m0", "m1").prepare(case.context())
-    got = fuser([main, replace(other, logprobs=hole)], case.weights)
-    total = columns(got, case.alignment.union_size).sum(-1)
-    torch.testing.assert_close(total, torch.ones_like(total))
+    got = [
+        columns(fuser([main, replace(other, logprobs=given)], case.weights), 11)
+        for given in (hole, as_main)
+    ]
+    torch.testing.assert_close(*got)
+    torch.testing.assert_close(got[0].sum(-1), torch.ones(5))
+
+
+BYTES: list[tuple[RoleFusion, Callable[..., Tensor]]] = [
+    (ContextAware("m0", "m1", strength=0.7), lambda a, b: 1.7 * a - 0.7 * b),
+    (Proxy("m0", "m2", "m1"), lambda a, b, c: a + c - b),
+    (
+        Contrastive("m0", "m1", alpha=0.1),
+        lambda a, b: torch.where(
+            a.exp() >= 0.1 * a.exp().amax(-1, keepdim=True), 1.5 * a - 0.5 * b, -torch.inf
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("fusion", "oracle"), BYTES, ids=lambda x: getattr(x, "name", ""))
+def test_bytes_equal_the_float64_oracle(fusion: RoleFusion, oracle: Callable[..., Tensor]) -> None:
+    """Rows in which a member has no weight are main's; what main excludes stays excluded."""
+    members = 3 if isinstance(fusion, Proxy) else 2
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(members, 6, 257, generator=generator) * 4
+    logits[:, :, 100:] = -torch.inf
+    logits[0, :, 7] = -torch.inf
+    said = torch.log_softmax(logits, -1)
+    weights = torch.full((6, members), 1 / members)
+    weights[0], weights[0, 0] = 0.0, 1.0
+    mixed = SignedBytesFuser.over_bytes(_bytes_of(fusion), said, weights)
+    able = said[0].double() > -torch.inf
+    expected = torch.where(able, oracle(*said.double()), -torch.inf)
+    expected[0] = said[0, 0].double()
+    torch.testing.assert_close(mixed.exp(), torch.softmax(expected, -1).float())
+    assert not bool(mixed.isnan().any())
+    nobody = SignedBytesFuser.over_bytes(
+        _bytes_of(fusion), torch.full_like(said, -torch.inf), weights
+    )
+    assert bool((nobody == -torch.inf).all())
+
+
+def _bytes_of(fusion: RoleFusion) -> SignedBytesFuser:
+    """A fuser over bytes without trees, which a mix does not need."""
+    fuser = object.__new__(SignedBytesFuser)
+    names = ["m0", "m1", "m2"][: len(ROLES[fusion.name])]
+    fuser._mix = fusion.mix
+    fuser._places = places_of(fusion.name, fusion.settings(), names)
+    return fuser
+
+
+def test_members_say_whether_bytes_are_needed() -> None:
+    one, apart = random_case(0, 2, one_vocabulary=True), random_case(0, 2)
+    fusion = ContextAware("m0", "m1")
+    assert not needs_of(fusion, one.alignment).paths
+    assert needs_of(fusion, apart.alignment).paths
+    assert needs_of(Average(), apart.alignment) == Average().needs
 
 
 def test_score_of_what_contrast_excludes_is_the_floor() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 
 from langchain_ensemble.decoding.records import Answer
 from langchain_ensemble.ensemble import Ensemble
-from langchain_ensemble.errors import ConfigError, ContextError, VocabularyError
+from langchain_ensemble.errors import ConfigError, ContextError
 from langchain_ensemble.members import pool as pooling
 from langchain_ensemble.members.session import SessionBase
 from langchain_ensemble.params import EnsembleParams, RequestParams
 from tests.naive import naive_greedy
+from tests.naive_bytes import naive_bytes
 
 PROMPT = "The fox said"
 CONTEXT = "Once upon a time there was a little fox who lived in the forest. "
@@ -220,7 +222,7 @@ def test_a_draft_model_reads_what_main_reads(llama: str, pico: Callable[..., Pat
             assert task.draft.prompts[0].ids == task.prompts[0][0].ids
 
 
-def test_what_cannot_be_is_said(llama: str, pico: Callable[..., Path]) -> None:
+def test_what_cannot_be_is_said(llama: str) -> None:
     with owner("context_aware", llama, llama) as made:
         with pytest.raises(ConfigError, match=r"unknown member in contexts 'aa'.*mean 'a'"):
             answer(made, contexts={"aa": "x"})
@@ -240,5 +242,51 @@ def test_what_cannot_be_is_said(llama: str, pico: Callable[..., Path]) -> None:
             main="b",
             fusion={"name": "context_aware", **FUSIONS["context_aware"]},
         )
-    with pytest.raises(VocabularyError, match="take members of one vocabulary"):
-        owner("contrastive", llama, str(pico("gpt2"))).load()
+
+
+# members of other vocabularies: byte by byte
+
+
+def log_linear(**coefficients: float) -> Callable[[list[dict[int, float]]], dict[int, float]]:
+    """The naive twin of a mix: what a member lacks counts as main's own."""
+
+    def mix(said: list[dict[int, float]]) -> dict[int, float]:
+        main, *others = said
+        logs = {}
+        for symbol, p in main.items():
+            if p:
+                told = [one.get(symbol, 0.0) for one in (main, *others)]
+                pairs = zip(told, coefficients.values(), strict=True)
+                full = all(told)
+                logs[symbol] = sum(c * math.log(q) for q, c in pairs) if full else math.log(p)
+        top = max(logs.values())
+        total = sum(math.exp(value - top) for value in logs.values())
+        return {symbol: math.exp(value - top) / total for symbol, value in logs.items()}
+
+    return mix
+
+
+@pytest.mark.parametrize("kinds", [("llama", "qwen2"), ("gpt2", "llama")])
+def test_members_of_other_vocabularies_are_compared_byte_by_byte(
+    pico: Callable[..., Path], kinds: tuple[str, str]
+) -> None:
+    with owner("context_aware", *(str(pico(kind)) for kind in kinds), strength=0.5) as made:
+        expected, _ = naive_bytes(made, PROMPT, 5, [0.5, 0.5], log_linear(a=1.5, b=-0.5))
+        got = answer(made, max_tokens=5)
+        assert b"".join(token.bytes for token in got.tokens) == expected
+        assert all(token.fused for token in got.tokens)
+        drafted = answer(made, max_tokens=5, speculation="on")
+        assert [t.bytes for t in drafted.tokens] == [t.bytes for t in got.tokens]
+        assert ids(answer(made, max_tokens=5, contexts={"a": CONTEXT})) != ids(got)
+
+
+def test_over_bytes_nothing_added_is_the_score_of_main_alone(shared: Path) -> None:
+    folders = [str(shared / "models" / name) for name in ("stories260K", "babyllama-361")]
+    text, none = " there was a little girl.", {"alpha": 0.0, "beta": 0.0}
+    with owner("contrastive", *folders, **none) as made, owner("bytes", *folders) as bare:
+        alone = bare.score(text, "Once upon a time", weights=(1, 0))
+        got = made.score(text, "Once upon a time")
+        assert got.logprob == pytest.approx(alone.logprob, abs=1e-3)
+    with owner("contrastive", *folders, alpha=0.0) as made:
+        more = made.score(text, "Once upon a time")
+        assert more.logprob != pytest.approx(got.logprob, abs=0.1)
