@@ -35,6 +35,8 @@ class Findings:
         pairs: Every two candidates.
         ceilings: Of the members, and of all candidates where there are more.
         signals: Confidences of the best ensemble's answers (of the best candidate's without one).
+        confidence: What was learned from those answers, as ``ConfidenceMap.from_dict`` reads it;
+            None where there is one member, or too few right or wrong answers.
         left_out: Candidates that were not measured, and why.
         skipped: Ensembles that were not measured, and why.
         vram: Bytes that were allowed; None: no limit.
@@ -56,6 +58,7 @@ class Findings:
     pairs: tuple[Pair, ...]
     ceilings: tuple[Ceiling, ...]
     signals: tuple[Signal, ...]
+    confidence: dict[str, Any] | None
     left_out: dict[str, str]
     skipped: dict[str, str]
     vram: int | None = None

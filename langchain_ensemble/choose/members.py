@@ -15,6 +15,7 @@ from langchain_ensemble.choose.report import Choice
 from langchain_ensemble.choose.rule import Group, Standing, group
 from langchain_ensemble.choose.signals import Signal, signals
 from langchain_ensemble.choose.sizes import read_vram
+from langchain_ensemble.choose.sureness import enough, learn_map
 from langchain_ensemble.choose.trial import SAMPLED, VOTED, Alone, Together, Trial
 from langchain_ensemble.choose.verdict import Contest, Evidence, Verdict, decide
 from langchain_ensemble.errors import ConfigError, unknown_name
@@ -155,6 +156,7 @@ def _conclude(
         pairs=tuple(compare.pair(trial.items, *two) for two in combinations(candidates, 2)),
         ceilings=tuple(compare.ceiling(one, level) for one in groups),
         signals=_signals(trial, alone, together, best),
+        confidence=_learned(together),
         left_out=alone.left_out,
         skipped=together.skipped,
         vram=budget,
@@ -209,6 +211,15 @@ def _judged(
     verdict = decide(evidence)
     winners = {"ensemble": ensemble, "self-consistency": sampled}
     return verdict, winners.get(verdict.kind) or best
+
+
+def _learned(together: Together) -> dict[str, Any] | None:
+    """The confidence map of the best ensemble, from all of its answers."""
+    if not together.ensembles:
+        return None
+    of = _best(list(together.ensembles.values()))
+    features = [reply.features for reply in together.replies[of.name]]
+    return learn_map(features, of.right).to_dict() if enough(of.right) else None
 
 
 def _signals(trial: Trial, alone: Alone, together: Together, best: System) -> tuple[Signal, ...]:

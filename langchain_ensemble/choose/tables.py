@@ -147,12 +147,13 @@ def _signals(found: Findings) -> Table:
         half = next(risk for coverage, risk in one.risk_coverage if coverage >= 0.5)
         area = ("-", "") if one.auroc is None else _area(one.auroc)
         rows.append((one.name, *area, _percent(half)))
+    learned = any("learned" in one.name for one in found.signals)
     return Table(
         f"Which answers of {found.signals[0].of} are wrong?",
         ("confidence", "AUROC", "95 % interval", "wrong % of the surer half"),
         tuple(rows),
-        "AUROC: how often a wrong answer has less confidence than a right one (0.5: no idea); "
-        "learned: by maps that have not seen the answer",
+        "AUROC: how often a wrong answer has less confidence than a right one (0.5: no idea)"
+        + ("; learned: by a map that has not seen the answer" if learned else ""),
     )
 
 
