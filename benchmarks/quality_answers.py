@@ -106,14 +106,15 @@ def specialists_section(held: dict[str, Any]) -> list[str]:
     ]
     lines += [line(name, found, base, items) for name, found in rows]
     for row in held["rows"]:
-        if row["system"] == "ensemble":
+        if row["system"] in ("ensemble", "chat"):
             found = right(row["test"], items)
             gate = "" if row["gate"] == "always" else f", gate {row['gate']}"
             values = row["values"]
             how = row["weights"]
             if not isinstance(values, str):
-                how += " " + "/".join(f"{v:.2f}" for v in values)
-            name = f"main {row['main']}, `{row['fusion']}`{gate}, {how}"
+                how += " " + "/".join(f"{values[n]:.2f}" for n in ("sums", "facts"))
+            chat = "as a chat, " if row["system"] == "chat" else ""
+            name = f"{chat}main {row['main']}, `{row['fusion']}`{gate}, {how}"
             lines.append(line(name, found, base, items))
     return lines
 

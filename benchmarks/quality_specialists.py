@@ -21,7 +21,7 @@ from quality_bits import FUSIONS, SHIPPED, learned
 from quality_common import GATES, Store
 from specialists import FOLDER, NAMES, Item, split
 
-from langchain_ensemble import EnsembleLLM
+from langchain_ensemble import ChatEnsemble, EnsembleLLM
 from langchain_ensemble.confidence import confidence_features
 from langchain_ensemble.decoding.records import Answer
 from langchain_ensemble.ensemble import Ensemble
@@ -148,6 +148,27 @@ def fused(
             sys.stdout.flush()
 
 
+def chats(folder: Path, main: str, label: str, data: tuple[Any, Store]) -> None:
+    """The same questions as messages to ``ChatEnsemble``, uniform weights, ungated.
+
+    Args:
+        folder: Where the models lie.
+        main: Whose vocabulary the answer is read in.
+        label: One of :data:`FUSIONS`.
+        data: Items and where rows go.
+    """
+    items, store = data
+    key = {"system": "chat", "main": main, "fusion": label, "gate": "always", "weights": "uniform"}
+    if store.find(**key):
+        return
+    members = [{"name": name, "model": str(folder / name)} for name in MEMBERS]
+    fusion = FUSIONS[label]
+    chat = ChatEnsemble(members=members, main=main, fusion=fusion, max_tokens=40, stop=["\n"])
+    replies = chat.batch([item.question for item in items["test"]])
+    chat.unload()
+    store.add({**key, "values": "uniform", "test": [{"text": r.text.strip()} for r in replies]})
+
+
 def main() -> None:
     """Measure what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -171,6 +192,7 @@ def main() -> None:
             wanted = all(word in f"{label} {main_name}" for word in given.only)
             if wanted and label.split()[0] in SHIPPED:
                 fused(given.folder, main_name, label, given.gates, (items, store))
+                chats(given.folder, main_name, label, (items, store))
 
 
 if __name__ == "__main__":
