@@ -15,7 +15,7 @@ SHOWN = 30
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1rem; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .verdict { font-size: 1.15rem; border-left: .3rem solid #d1602f; padding: .6rem 1rem;
   background: var(--soft); overflow-wrap: anywhere; }
@@ -29,7 +29,7 @@ thead th { white-space: nowrap; }
 td { white-space: nowrap; } td:first-child { min-width: 9rem; white-space: normal; }
 table.text td { text-align: left; min-width: 8rem; overflow-wrap: anywhere; white-space: pre-wrap; }
 p.note { font-size: .9rem; opacity: .8; }
-figure { margin: 1rem 0; } figure svg { max-width: 100%; min-width: 30rem; height: auto; }
+figure { margin: 1rem 0; } figure svg { max-width: 100%; min-width: 24rem; height: auto; }
 pre { background: var(--soft); padding: .6rem; overflow-x: auto; }
 """
 

@@ -112,7 +112,12 @@ def differences(choice: Findings) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 34 else name[:33] + "…"
+    lines = name.replace(", ", ",\n").split("\n")
+    return "\n".join(line if len(line) <= 34 else line[:33] + "…" for line in lines)
+
+
+def _legend(axes: Any) -> None:
+    axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
 
 
 def risk_coverage(choice: Findings) -> str:
@@ -126,9 +131,9 @@ def risk_coverage(choice: Findings) -> str:
                       markersize=3, label=one.name)  # fmt: skip
         axes.set(xlim=(0, 101), ylim=(0, None), xlabel="answered %, the surest first")
         axes.set_ylabel("wrong % of those")
-        axes.legend(frameon=False, fontsize=8)
+        _legend(axes)
 
-    return _drawn(draw, 5.5, 3.6)
+    return _drawn(draw, 5.5, 4)
 
 
 def reliability(choice: Findings) -> str:
@@ -140,12 +145,12 @@ def reliability(choice: Findings) -> str:
             said = [100 * confidence for confidence, _, _ in one.reliability]
             right = [100 * share for _, share, _ in one.reliability]
             size = [10 + 3 * count for _, _, count in one.reliability]
-            axes.plot(said, right, color=COLOURS[place % 6], linewidth=1, label=one.name)
-            axes.scatter(said, right, s=size, color=COLOURS[place % 6], marker=MARKERS[place % 6])
+            colour, marker = COLOURS[place % 6], MARKERS[place % 6]
+            axes.scatter(said, right, s=size, color=colour, marker=marker, label=one.name)
         axes.set(xlim=(-2, 102), ylim=(-4, 104), xlabel="confidence %", ylabel="right %")
-        axes.legend(frameon=False, fontsize=8)
+        _legend(axes)
 
-    return _drawn(draw, 5.5, 3.6)
+    return _drawn(draw, 5.5, 4)
 
 
 def pictures(choice: Findings) -> Sequence[tuple[str, str]]:
