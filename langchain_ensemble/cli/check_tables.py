@@ -144,6 +144,12 @@ def _needs(name: str, told: Mapping[str, Any]) -> str:
         return f"a union of {told['union']:,} tokens"
     if name == "unite":
         return f"{told['candidates']} candidates a step"
+    if name == "bytes":
+        trees = [f"{count:,} tokens of {who!r}" for who, count in told["trees"].items()]
+        return "trees of bytes: " + ", ".join(trees)
+    if "roles" in told:
+        roles = [f"{who!r} as {role}" for role, who in told["roles"].items()]
+        return f"{', '.join(roles)}, compared by their {told['over']}"
     rows = []
     for who, one in told["members"].items():
         size = "x".join(f"{n:,}" for n in one["rows"])

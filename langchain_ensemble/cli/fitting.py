@@ -11,8 +11,19 @@ from typing import Any
 
 from langchain_ensemble.cli.inspection import Inspected
 from langchain_ensemble.errors import EnsembleError
-from langchain_ensemble.fusion import FUSIONS, Average, Deepen, Fusion, Gac, Unite, get_fusion
+from langchain_ensemble.fusion import (
+    FUSIONS,
+    Average,
+    Bytes,
+    Deepen,
+    Fusion,
+    Gac,
+    Unite,
+    get_fusion,
+    needs_of,
+)
 from langchain_ensemble.fusion.deepen import DENSE_CELLS, TABLE_BYTES, select_anchors
+from langchain_ensemble.roles import ROLES, places_of
 from langchain_ensemble.vocab.alignment import Aligned, align, check_common
 
 
@@ -49,7 +60,7 @@ def union(members: Sequence[Inspected]) -> Aligned:
 def fusions(
     members: Sequence[Inspected], aligned: Aligned, chosen: str | dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Tell what every fusion would need of these members.
+    """Tell what every fusion would need of these members; one with roles only where it is chosen.
 
     Args:
         members: Main first.
@@ -62,6 +73,8 @@ def fusions(
     made = get_fusion(chosen)
     told: dict[str, dict[str, Any]] = {}
     for name in FUSIONS:
+        if name in ROLES and made.name != name:
+            continue  # nobody has said who has which role
         fusion = made if made.name == name else get_fusion(name)
         try:
             check_common(aligned, fusion.needs.min_common, name)
@@ -72,13 +85,24 @@ def fusions(
 
 
 def _needs(fusion: Fusion, members: Sequence[Inspected], aligned: Aligned) -> dict[str, Any]:
+    if fusion.name in ROLES:
+        return _roles(fusion, members, aligned)
     tell: dict[str, Callable[[], dict[str, Any]]] = {
+        Bytes.name: lambda: {"trees": {m.name: len(m.vocabulary.key_of) for m in members}},
         Average.name: lambda: _average(members),
         Deepen.name: lambda: _deepen(fusion, members, aligned),
         Gac.name: lambda: {"union": _union_size(aligned)},
         Unite.name: lambda: {"candidates": fusion.settings()["union_k"] * len(members) + 1},
     }
     return tell[fusion.name]()
+
+
+def _roles(fusion: Fusion, members: Sequence[Inspected], aligned: Aligned) -> dict[str, Any]:
+    """Who has which role, and whether the members are compared by their tokens or by bytes."""
+    given = fusion.settings()
+    places_of(fusion.name, given, [member.name for member in members])
+    over = "bytes" if needs_of(fusion, aligned.alignment).paths else "tokens"
+    return {"roles": {role: given[role] for role in ROLES[fusion.name]}, "over": over}
 
 
 def _union_size(aligned: Aligned) -> int:

@@ -125,6 +125,25 @@ def test_common_tokens_of_big_vocabularies(invoke, without_weights):
     assert len(told["members"][1]["roles"]["other"]) > 200
 
 
+def test_roles_of_a_chosen_fusion_are_told(invoke, shared, tmp_path):
+    models = shared / "models"
+    names = {"a": "stories260K", "b": "bitllama-1M", "c": "babyllama-361"}
+    for other, over in (("b", "tokens"), ("c", "bytes")):
+        settings = {
+            "members": {name: str(models / names[name]) for name in ("a", other)},
+            "fusion": {"name": "contrastive", "expert": "a", "amateur": other},
+        }
+        path = tmp_path / f"{over}.yaml"
+        path.write_text(json.dumps(settings), "utf-8")
+        told = report(invoke("check", "--config", str(path), "--json"))
+        roles = {"roles": {"expert": "a", "amateur": other}, "over": over}
+        assert told["fusions"]["contrastive"] == {"fits": True, "problem": None, **roles}
+        assert "proxy" not in told["fusions"]
+        assert told["fusions"]["bytes"]["trees"].keys() == {"a", other}
+        shown = invoke("check", "--config", str(path)).output
+        assert f"compared by their {over}" in " ".join(shown.split())
+
+
 def test_what_deepen_needs_of_big_vocabularies(invoke, without_weights, tmp_path):
     """llama-3 x qwen2.5: 26 and 31 GiB in half precision, so rows are made on the fly."""
     settings = {
