@@ -28,7 +28,7 @@ from langchain_ensemble.decoding.reading import Reader, Stand
 from langchain_ensemble.decoding.records import Score
 from langchain_ensemble.decoding.state import Track
 from langchain_ensemble.errors import ConfigError, MemberError
-from langchain_ensemble.fusion.base import Fuser
+from langchain_ensemble.fusion.base import Fuser, MemberDistribution
 from langchain_ensemble.members.base import MemberPrompt
 
 LEAST_SHARE = 1e-3
@@ -266,13 +266,16 @@ class Listener:
             logits = self._reader.logits([self._stands[n] for n in some])
             if bool(logits.isnan().any()):
                 check_finite([self._voice], [logits])
-            states = [self._states[n] for n in some]
-            said = voice_distribution(self._voice, logits, states)
+            said = self._said(some, logits)
             order = self._trie.order.to(logits.device)
             keys = said.logprobs.index_select(1, order)
             for first in range(0, len(some), ROWS_AT_ONCE):
                 rows = slice(first, first + ROWS_AT_ONCE)
                 self._note(some[rows], self._trie.trie.masses(keys[rows]), said.end[rows])
+
+    def _said(self, positions: Sequence[int], logits: Tensor) -> MemberDistribution:
+        """What the member says after some prefixes."""
+        return voice_distribution(self._voice, logits, [self._states[n] for n in positions])
 
     def _note(self, positions: Sequence[int], masses: Tensor, ends: Tensor) -> None:
         """Keep of some rows [n, W] what the text after them can ask: one copy to the host."""
