@@ -1,0 +1,171 @@
+"""Fusion over bytes: what its two bounds cost, how long its steps are, what a step takes.
+
+Run: ``python benchmarks/byte_fusion.py`` (minutes on one CPU thread; reads the shared data).
+Prints three tables and writes ``benchmarks/results/byte_fusion.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from bits_per_byte import PROMPT, ROOT, SHARED, pieces
+from transformers import AutoTokenizer
+
+from langchain_ensemble.decoding import byte_score
+from langchain_ensemble.decoding.boundary import BoundaryTracker
+from langchain_ensemble.decoding.path_tracker import PathTracker
+from langchain_ensemble.ensemble import Ensemble
+from langchain_ensemble.fusion import Bytes, Unite, bytes_walk
+from langchain_ensemble.fusion.base import FusionContext, MemberDistribution, member_distribution
+from langchain_ensemble.params import EnsembleParams, RequestParams
+from langchain_ensemble.vocab.alignment import align
+from langchain_ensemble.vocab.byte_trie import ByteTrie, tree_of
+from langchain_ensemble.vocab.vocabulary import Vocabulary
+
+SHARES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
+LOOSE = (0.0, 0.01, 0.03, 0.1, 0.3)
+PIECES = int(os.environ.get("PIECES", "10"))
+STARTS = (PROMPT, "Tom and Mia went to the", "One day, a big dog", "The sun was")
+PAIRS = (("stories260K", "babyllama-361"), ("stories260K", "bitllama-1M"))
+LONG = b"The quick brown fox jumps over the lazy dog and then goes home to sleep for a long time"
+
+
+def say(line: str) -> None:
+    """Print now."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def opened(names: tuple[str, ...], **settings: Any) -> Ensemble:
+    """An ensemble of shared models that fuses bytes."""
+    members = [str(SHARED / "models" / name) for name in names]
+    return Ensemble(EnsembleParams(members=members, fusion="bytes", **settings))
+
+
+def shares() -> list[dict[str, Any]]:
+    """Bits per byte by the least share that is read."""
+    rows, texts = [], pieces()[:PIECES]
+    with opened(PAIRS[0]) as owner:
+        for share in SHARES:
+            with mock.patch.object(byte_score, "LEAST_SHARE", share):
+                found = []
+                for weights in ([0.5, 0.5], [1.0, 0.0], [0.0, 1.0]):
+                    scores = [owner.score(text, weights=weights) for text in texts]
+                    size = sum(s.num_bytes for s in scores)
+                    found.append(sum(s.bits_per_byte * s.num_bytes for s in scores) / size)
+            owner._scores._last = None
+            rows.append({"share": share, "fused": found[0], "alone": found[1:]})
+            say(f"| {share:g} | {found[0]:.4f} | {found[1]:.4f} | {found[2]:.4f} |")
+    return rows
+
+
+def steps() -> list[dict[str, Any]]:
+    """Bytes a step, and how much of the text is that of single bytes, by what a step leaves out."""
+    rows = []
+    for pair in PAIRS:
+        for main in pair:
+            with opened(pair, main=main) as owner:
+                exact: list[str] = []
+                for loose in LOOSE:
+                    texts, count = [], 0
+                    tight = bytes_walk.math.log1p(-loose)
+                    rare = bytes_walk.math.log(max(loose, 0.01) / 10)
+                    with mock.patch.multiple(bytes_walk, LOOSE=loose, TIGHT=tight, RARE=rare):
+                        for start in STARTS:
+                            (answer,), *_ = owner.generate([start], RequestParams(max_tokens=120))
+                            texts.append(answer.text[:100])
+                            taken = size = 0
+                            for token in answer.tokens:
+                                taken, size = taken + 1, size + len(token.bytes)
+                                if size >= len(texts[-1].encode()):
+                                    break
+                            count += taken
+                    exact = exact or texts
+                    same = sum(
+                        a.startswith(b) or b.startswith(a)
+                        for a, b in zip(exact, texts, strict=True)
+                    )
+                    size = sum(len(text.encode()) for text in texts)
+                    row = {"pair": pair, "main": main, "loose": loose, "bytes": size / count}
+                    rows.append({**row, "same": same, "texts": texts})
+                    say(f"| {main} | {pair[1]} | {loose:g} | {size / count:.2f} | {same} of 4 |")
+    return rows
+
+
+def speed(names: tuple[str, ...] = ("qwen2.5", "llama-3")) -> dict[str, float]:
+    """Milliseconds of a step that are not the models', random logits, one row."""
+    tokenizers = [AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name) for name in names]
+    made = [Vocabulary(tokenizer) for tokenizer in tokenizers]
+    aligned = align(list(zip(names, made, strict=True)))
+    trees = [ByteTrie(vocabulary) for vocabulary in made]
+    context = FusionContext(
+        alignment=aligned.alignment,
+        embeddings=lambda i: torch.empty(0),
+        embedding_hashes=lambda i: "",
+        tries=[tree.trie for tree in trees],
+        union_trie=tree_of(aligned.key_bytes),
+    )
+    torch.manual_seed(0)
+    logits = [torch.randn(1, vocabulary.width) * 4 for vocabulary in made]
+    weights = torch.tensor([[0.5, 0.5]])
+
+    def run(follow: Callable[[int], list[MemberDistribution]], fuser: Any) -> float:
+        times = []
+        for at in range(0, len(LONG), 3):
+            begun = time.perf_counter()
+            float(fuser(follow(at), weights).logprobs.max())
+            times.append(time.perf_counter() - begun)
+        return 1000 * statistics.median(times[3:])
+
+    paths = [PathTracker(tree, 1) for tree in trees]
+    open_ = [BoundaryTracker(tree, 1) for tree in trees]
+
+    def said() -> list[MemberDistribution]:
+        pairs = zip(logits, aligned.alignment.members, strict=True)
+        return [member_distribution(row, keys) for row, keys in pairs]
+
+    def along(at: int) -> list[MemberDistribution]:
+        told = zip(said(), paths, strict=True)
+        return [replace(d, paths=p.follow(d, [LONG[:at]], [at], [0])[0]) for d, p in told]
+
+    def weighed(at: int) -> list[MemberDistribution]:
+        told = said()
+        for one, tracker in zip(told, open_, strict=True):
+            tracker.observe(one, [LONG[:at]], [True], [0])
+        return told
+
+    with torch.inference_mode():
+        found = {
+            "bytes": run(along, Bytes().prepare(context)),
+            "unite": run(weighed, Unite().prepare(context)),
+        }
+    for name, value in found.items():
+        say(f"| {name} | {value:.1f} |")
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    say("| least share read | fused | " + " | ".join(PAIRS[0]) + " |")
+    found: dict[str, Any] = {"shares": shares()}
+    say("| main | with | left out | bytes a step | same text |")
+    found["steps"] = steps()
+    say("| fusion | ms a step |")
+    found["speed"] = speed()
+    out = Path(ROOT) / "benchmarks" / "results" / "byte_fusion.json"
+    out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
