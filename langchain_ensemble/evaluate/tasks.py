@@ -121,6 +121,11 @@ class Task:
             raise ConfigError(
                 f"{where}: {self.answer!r} is {given!r}; it must be a text, or several"
             )
+        if isinstance(self.metric, str):
+            try:
+                METRICS[self.metric]("", answers)  # it refuses gold that no answer can equal
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
         return answers
 
 

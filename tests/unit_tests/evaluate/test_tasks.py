@@ -66,6 +66,14 @@ def test_a_file_that_is_no_question_set(tmp_path, rows, says):
         task.questions()
 
 
+def test_gold_that_the_metric_cannot_read_is_refused_before_anything_runs(tmp_path):
+    file = write(
+        tmp_path / "q.jsonl", {"question": "a", "answer": "3"}, {"question": "a", "answer": "x"}
+    )
+    with pytest.raises(ConfigError, match=r"line 2: gold answer .* holds no number"):
+        Task("t", file, "{question}", metric="last_number").questions()
+
+
 def test_what_else_cannot_be(tmp_path):
     with pytest.raises(ConfigError, match="cannot read"):
         Task("t", tmp_path / "none.jsonl", "x").questions()
