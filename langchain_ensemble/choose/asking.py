@@ -24,7 +24,7 @@ Model = EnsembleLLM | ChatEnsemble
 Progress = Callable[[str, int, int], None]
 
 TOGETHER = 8
-"""Questions that are answered as rows of the same forwards."""
+"""Answers that are decoded as rows of the same forwards, at most, but for one question's."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,9 @@ def ask(
     if missing:
         with model:
             model.load()
-            for start in range(0, len(missing), TOGETHER):
-                places = missing[start : start + TOGETHER]
+            step = max(1, TOGETHER // model.n)
+            for start in range(0, len(missing), step):
+                places = missing[start : start + step]
                 replies = _answered(model, [items[place] for place in places])
                 for place, said in zip(places, replies, strict=True):
                     answers.put(keys[place], said)

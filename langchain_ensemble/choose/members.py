@@ -75,6 +75,8 @@ def choose_members(
     members = {str(member.name): member for member in name_members(candidates)}
     items = read_dev_set(dev_set, metric=metric)
     _check(members, main, size, settings)
+    if not 0 < level < 1:
+        raise ConfigError(f"level is {level}; it must lie between 0 and 1, as 0.95 does")
     budget = read_vram(vram)
     seeded = {**settings, "seed": seed} if settings.get("temperature") else settings
     trial = Trial(

@@ -19,6 +19,7 @@ from langchain_ensemble.choose.candidates import measure
 from langchain_ensemble.choose.devset import read_dev_set
 from langchain_ensemble.choose.report import Choice
 from langchain_ensemble.choose.sizes import Size
+from langchain_ensemble.choose.tables import tables
 from langchain_ensemble.choose.trial import SAMPLED, VOTED, Alone, Trial
 from langchain_ensemble.demo import members
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, MemberError
@@ -66,9 +67,8 @@ def test_every_system_answers_as_it_would_alone(choice: Choice) -> None:
 
 def test_the_report_holds_together(choice: Choice) -> None:
     names = [system.name for system in choice.systems]
-    assert names[:2] == ["facts", "stories"]
-    assert names[2:4] == [VOTED, SAMPLED]
-    assert len(names) == 6
+    assert names[:4] == ["facts", "stories", VOTED, SAMPLED]
+    assert names[4:] == ["unite(facts+stories)", "average mean=arithmetic(facts+stories)"]
     assert choice.best == choice.best_in_memory == "facts"
     assert choice.level == pytest.approx(1 - 0.05 / 2)  # two ensembles
     assert set(choice.contests) == {*names} - {"facts"}
@@ -85,6 +85,7 @@ def test_the_report_holds_together(choice: Choice) -> None:
     assert choice.verdict.kind in ("alone", "undecided", "ensemble")
     assert not choice.left_out
     assert not choice.skipped
+    assert choice.confidence is None  # six answers teach nothing
     assert {one.name for one in choice.signals} >= {"token probability of facts"}
 
 
@@ -277,6 +278,8 @@ def test_what_cannot_be_chosen_from(arguments: Any, said: str) -> None:
         ({"size": 1}, "size is 1"),
         ({"fusions": ["unit"]}, "Did you mean 'unite'"),
         ({"gates": ["save"]}, "Did you mean 'safe'"),
+        ({"fusions": [object()]}, "fusions holds an object"),
+        ({"level": 1.5}, "level is 1.5"),
         ({"vram": "much"}, "vram is 'much'"),
         ({"vram": -1}, "vram is -1"),
         ({"fusion": "unite"}, "decides fusion itself"),
@@ -291,3 +294,23 @@ def test_wrong_settings_are_refused_before_anything_is_loaded(
     nowhere = {"facts": "/nowhere/facts", "stories": "/nowhere/stories"}
     with pytest.raises(ConfigError, match=said):  # a warning would be an error, too
         choose_members(nowhere, DEV, **settings)
+
+
+@pytest.mark.slow
+def test_the_page_of_docs_quotes_what_the_command_measures() -> None:
+    docs = Path(__file__).resolve().parents[3] / "docs"
+    text = (docs / "choose.md").read_text("utf-8")
+    found = choose_members(
+        members(),
+        docs / "choose_dev.jsonl",
+        metric="contains",
+        max_tokens=16,
+        stop=["\n"],
+        fusions=["unite", "average"],
+    )
+    quoted = [
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in text.split("| sign test p |")[1].splitlines()[2:8]
+    ]
+    assert quoted == [row[:5] for row in tables(found)[0].rows]
+    assert f"> {found.verdict.sentence}" in text
