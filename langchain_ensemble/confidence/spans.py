@@ -73,17 +73,14 @@ def span_confidence(
     shift = "".join(texts).find(text)
     if shift < 0:
         return []
-    found, place = [], -shift
-    ranges = []
-    for said in texts:
-        ranges.append((place, place + len(said)))
+    found, ranges, place = [], [], -shift
+    for token, said in zip(tokens, texts, strict=True):
+        part = bool(token.bytes) and not said  # of the character that comes next
+        ranges.append((place, place + len(said) + part))
         place += len(said)
     for start, end in spans:
-        inside = [
-            token
-            for token, (a, b) in zip(tokens, ranges, strict=True)
-            if a < b and a < end and b > start
-        ]
+        pairs = zip(tokens, ranges, strict=True)
+        inside = [token for token, (a, b) in pairs if max(a, start) < min(b, end)]
         if inside:
             found.append(Span(start, end, confidence_of(inside)))
     return found
