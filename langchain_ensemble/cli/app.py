@@ -38,7 +38,7 @@ Fusion = Annotated[
     str | None, typer.Option(metavar="NAME", help="average, deepen (default), gac or unite.")
 ]
 Weights = Annotated[
-    str | None, typer.Option(metavar="A=0.6,B=0.4", help="One a member, sum 1; default: uniform.")
+    str | None, typer.Option(metavar="A=0.6,B=0.4", help="One a member, sum 1; or uniform, prompt.")
 ]
 Main = Annotated[
     str | None, typer.Option(metavar="NAME", help="Whose vocabulary is read; default: the first.")
@@ -239,6 +239,45 @@ def choose(
         stop=stop,
         seed=seed,
         answers=answers,
+    )
+
+
+@app.command()
+def calibrate(
+    dev: Annotated[Path, typer.Option(metavar="FILE", help="Texts or questions: JSON lines.")],
+    member: Members = None,
+    config: Config = None,
+    fusion: Fusion = None,
+    main: Main = None,
+    as_chat: Annotated[
+        bool, typer.Option("--chat", help="Members read prompts in their chat templates.")
+    ] = False,
+    method: Annotated[str | None, typer.Option(help="learned (default), adapt or uniform.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="exact_match, contains, last_number, letter: how sure is right, too."),
+    ] = None,
+    max_tokens: MaxTokens = None,
+    stop: Stop = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What calibration: in a file reads.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Learn how much each member counts, and measure what that is worth."""
+    _lazy("calibrate").calibrate(
+        member,
+        one_config(config),
+        dev,
+        chat=as_chat,
+        method=method,
+        metric=metric,
+        out=out,
+        as_json=as_json,
+        fusion=fusion,
+        main=main,
+        max_tokens=max_tokens,
+        stop=stop,
     )
 
 

@@ -15,7 +15,7 @@ from langchain_ensemble.adapter.config import read_config
 from langchain_ensemble.adapter.fields import EnsembleFields
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.llms import EnsembleLLM
-from langchain_ensemble.params import Member
+from langchain_ensemble.params import WEIGHT_RULES, Member
 
 Kind = TypeVar("Kind", bound=EnsembleFields)
 
@@ -120,12 +120,12 @@ def read_members(items: Sequence[str]) -> list[Member]:
 
 
 def read_weights(text: str) -> str | dict[str, float] | tuple[float, ...]:
-    """Read ``uniform``, ``a=0.6,b=0.4`` or ``0.6,0.4``.
+    """Read a rule (``uniform``, ``prompt``, ``calibrated``), ``a=0.6,b=0.4`` or ``0.6,0.4``.
 
     Raises:
         ConfigError: Neither; a name twice; something that is no number.
     """
-    if text == "uniform":
+    if text in WEIGHT_RULES:
         return text
     parts = [part.strip() for part in text.split(",")]
     named = ["=" in part for part in parts]
