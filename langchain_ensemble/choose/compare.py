@@ -9,12 +9,12 @@ from typing import Literal
 
 from langchain_ensemble.choose.asking import Reply
 from langchain_ensemble.choose.devset import Item
+from langchain_ensemble.choose.power import sign_test
 from langchain_ensemble.choose.rule import length_ratio
 from langchain_ensemble.choose.stats import (
     Interval,
     clopper_pearson,
     paired_bootstrap,
-    sign_test,
 )
 from langchain_ensemble.choose.verdict import Contest
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +45,8 @@ def _vector(name: str, values: Numbers | Flags) -> Floats:
     return vector
 
 
-def _vectors(**named: Numbers | Flags) -> list[Floats]:
+def vectors(**named: Numbers | Flags) -> list[Floats]:
+    """Read lists of numbers, one per item; refuse unequal lengths and what is not finite."""
     vectors = [_vector(name, values) for name, values in named.items()]
     if len({len(vector) for vector in vectors}) > 1:
         sizes = ", ".join(f"{name}: {len(v)}" for name, v in zip(named, vectors, strict=True))
@@ -103,7 +103,7 @@ def paired_bootstrap(
         ConfigError: On no items, different numbers of them, or values that are not finite.
     """
     _checked(samples, level)
-    a, b = _vectors(ours=ours, theirs=theirs)
+    a, b = vectors(ours=ours, theirs=theirs)
     difference = a - b
     drawn = _resampled(lambda index: difference[index].mean(axis=1), len(a), samples, seed)
     return _percentiles(difference.mean(), drawn, level)
@@ -136,7 +136,7 @@ def bootstrap_ratio(
         ConfigError: On no paragraphs, different numbers of them, or one without bytes or nats.
     """
     _checked(samples, level)
-    a, b, bytes_of = _vectors(nats_a=nats_a, nats_b=nats_b, sizes=sizes)
+    a, b, bytes_of = vectors(nats_a=nats_a, nats_b=nats_b, sizes=sizes)
     if (bytes_of <= 0).any() or (b <= 0).any():
         raise ConfigError(
             f"Every paragraph needs bytes and nats above 0; the smallest are {bytes_of.min():g} "
@@ -148,7 +148,7 @@ def bootstrap_ratio(
     return _percentiles(1 - a.sum() / b.sum(), drawn, level)
 
 
-def _binomial_tail(k: int, n: int, p: float) -> float:
+def binomial_tail(k: int, n: int, p: float) -> float:
     """``P(X >= k)`` of ``X ~ Binomial(n, p)``, summed from the smaller side."""
     if k <= 0 or p >= 1:
         return 1.0
@@ -198,9 +198,9 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
             f"they are k={k}, n={n}, level={level}."
         )
     half = (1 - level) / 2
-    low = 0.0 if k == 0 else _root(lambda p: _binomial_tail(k, n, p) >= half)
+    low = 0.0 if k == 0 else _root(lambda p: binomial_tail(k, n, p) >= half)
     # P(X <= k | p) = P(Y >= n - k | 1 - p): the small tail is summed, never 1 - (almost 1)
-    high = 1.0 if k == n else 1.0 - _root(lambda q: _binomial_tail(n - k, n, q) >= half)
+    high = 1.0 if k == n else 1.0 - _root(lambda q: binomial_tail(n - k, n, q) >= half)
     return low, high
 
 
@@ -224,7 +224,7 @@ def auroc(scores: Numbers, positive: Flags) -> float:
     Raises:
         ConfigError: On no items, different numbers of them, or scores that are not finite.
     """
-    values, flags = _vectors(scores=scores, positive=positive)
+    values, flags = vectors(scores=scores, positive=positive)
     yes = flags > 0
     ones, zeros = int(yes.sum()), int((~yes).sum())
     if not ones or not zeros:
@@ -256,7 +256,7 @@ def bootstrap_auroc(
         ConfigError: On no items, different numbers of them, or scores that are not finite.
     """
     _checked(samples, level)
-    values, flags = _vectors(scores=scores, positive=positive)
+    values, flags = vectors(scores=scores, positive=positive)
     area = auroc(values, flags > 0)
     if math.isnan(area):
         return None
@@ -279,7 +279,7 @@ def risk_coverage(confidence: Numbers, wrong: Flags) -> list[tuple[float, float]
     Raises:
         ConfigError: On no items, different numbers of them, or values that are not finite.
     """
-    sure, flags = _vectors(confidence=confidence, wrong=wrong)
+    sure, flags = vectors(confidence=confidence, wrong=wrong)
     order = np.argsort(-sure, kind="stable")
     errors = np.cumsum(flags[order] > 0)
     ends = np.flatnonzero(
@@ -304,7 +304,7 @@ def reliability(
     Raises:
         ConfigError: On no items, different numbers of them, a confidence outside [0, 1], no bins.
     """
-    sure, flags = _vectors(confidence=confidence, right=right)
+    sure, flags = vectors(confidence=confidence, right=right)
     if bins < 1 or sure.min() < 0 or sure.max() > 1:
         raise ConfigError(
             f"Reliability needs confidences in [0, 1] and bins >= 1; they lie in "
@@ -319,47 +319,3 @@ def reliability(
         )
         for b in np.unique(part)
     ]
-
-
-def sign_test(ours: Flags, theirs: Flags) -> float:
-    """Two-sided exact test that two systems are right equally often (McNemar).
-
-    Args:
-        ours: ``[N]``, which items one system has right.
-        theirs: ``[N]``, which the other has.
-
-    Returns:
-        The probability of a split as uneven as that of the items on which they differ, or more so,
-        if both were equally likely to win each; 1 where they never differ.
-
-    Raises:
-        ConfigError: On no items, or different numbers of them.
-    """
-    a, b = _vectors(ours=ours, theirs=theirs)
-    wins, losses = int(((a > 0) & (b == 0)).sum()), int(((a == 0) & (b > 0)).sum())
-    return min(1.0, 2 * _binomial_tail(max(wins, losses), wins + losses, 0.5))
-
-
-def needed_items(difference: float, discordant: float, level: float = 0.95) -> int:
-    """How many items would show a paired difference four times in five (Connor, 1987).
-
-    Args:
-        difference: Of the two accuracies.
-        discordant: Share of items that exactly one of the two systems has right.
-        level: Of the interval that is to exclude zero.
-
-    Returns:
-        ``((z1 sqrt(s) + z2 sqrt(s - d^2)) / d)^2``, rounded up; ``z2`` is that of power 0.8.
-
-    Raises:
-        ConfigError: A difference of 0, or larger than the share of items that differ.
-    """
-    d = abs(difference)
-    if not 0 < d <= discordant <= 1:
-        raise ConfigError(
-            f"a difference of {difference:g} cannot come from {discordant:g} discordant items"
-        )
-    normal = NormalDist()
-    z1, z2 = normal.inv_cdf((1 + level) / 2), normal.inv_cdf(0.8)
-    root = z1 * math.sqrt(discordant) + z2 * math.sqrt(max(0.0, discordant - d * d))
-    return math.ceil((root / d) ** 2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from langchain_ensemble.choose.stats import Interval, needed_items
+from langchain_ensemble.choose.power import needed_items
+from langchain_ensemble.choose.stats import Interval
 
 WORTH = 0.02
 """A gain below two points is not looked for: nobody pays N models for it."""

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from langchain_ensemble.choose import stats
+from langchain_ensemble.choose import power, stats
 from langchain_ensemble.errors import ConfigError
 
 
@@ -122,21 +122,21 @@ def test_sign_test_is_the_binomial_of_the_items_that_differ() -> None:
     ours, theirs = [True] * 9 + [False] * 11, [False] * 8 + [True] * 2 + [False] * 10
     wins, losses = 8, 1
     tail = sum(math.comb(9, k) for k in range(wins, 10)) / 2**9
-    assert stats.sign_test(ours, theirs) == pytest.approx(2 * tail)
-    assert stats.sign_test(theirs, ours) == stats.sign_test(ours, theirs)
+    assert power.sign_test(ours, theirs) == pytest.approx(2 * tail)
+    assert power.sign_test(theirs, ours) == power.sign_test(ours, theirs)
     assert losses == 1
-    assert stats.sign_test(ours, ours) == 1
+    assert power.sign_test(ours, ours) == 1
 
 
 def test_needed_items_have_the_power_that_they_promise() -> None:
-    assert stats.needed_items(0.1, 0.3) == 234  # by hand: ((1.96 sqrt .3 + .842 sqrt .29) / .1)^2
-    assert stats.needed_items(-0.1, 0.3) == 234
+    assert power.needed_items(0.1, 0.3) == 234  # by hand: ((1.96 sqrt .3 + .842 sqrt .29) / .1)^2
+    assert power.needed_items(-0.1, 0.3) == 234
     generator = np.random.default_rng(0)
     outcome = generator.choice([1, -1, 0], p=[0.2, 0.1, 0.7], size=(4000, 234))
     won = outcome.sum(1) / np.sqrt((outcome != 0).sum(1)) > 1.96
     assert 0.77 < won.mean() < 0.84
     with pytest.raises(ConfigError):
-        stats.needed_items(0.0, 0.3)
+        power.needed_items(0.0, 0.3)
 
 
 def test_bootstrap_auroc() -> None:
