@@ -21,7 +21,10 @@ from langchain_ensemble.choose.verdict import Contest, Evidence, Verdict, decide
 from langchain_ensemble.errors import ConfigError, unknown_name
 from langchain_ensemble.params import DEFAULT_MAX_TOKENS, Member, name_members
 
-OURS = ("members", "fusion", "gate", "main", "n", "logprobs", "trace", "abstain_below", "draft")
+OURS = (
+    *("members", "fusion", "gate", "main", "n", "logprobs", "trace", "abstain_below", "draft"),
+    "calibration",  # that of other members
+)
 """Settings that this function decides itself."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from langchain_ensemble.choose.findings import Findings
@@ -26,6 +27,11 @@ class Choice(Findings):
         if path is not None:
             Path(path).expanduser().write_text(text, encoding="utf-8")
         return text
+
+    def _repr_html_(self) -> str:
+        """The page, in a frame of its own so that its style stays there: for notebooks."""
+        inner = escape(page(self))
+        return f'<iframe srcdoc="{inner}" style="width:100%;height:40rem;border:0"></iframe>'
 
     def __str__(self) -> str:
         """The verdict."""

@@ -91,6 +91,8 @@ class Trial:
         settings = dict(self.settings)
         if len(names) == 1:
             settings.pop("weights", None)
+        if settings.get("contexts"):
+            settings["contexts"] = {k: v for k, v in settings["contexts"].items() if k in names}
         members = {name: self.candidates[name] for name in names}
         return as_model(self.chat, {**settings, **more, "members": members})
 

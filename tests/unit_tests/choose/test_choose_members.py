@@ -143,6 +143,9 @@ def test_the_page_needs_nothing_else(choice: Choice, tmp_path: Path) -> None:
     assert "#010203" not in html  # the stand-in became the page's colour
     assert "currentColor" in html
     assert choice.to_html() == html  # the same numbers, the same page
+    frame = Page()
+    frame.feed(choice._repr_html_())
+    assert frame.open == []
 
 
 def test_without_matplotlib_there_are_tables(
