@@ -202,6 +202,9 @@ def _span(place: int, token: TokenRecord, text: str) -> str:
         label = ' aria-label="part of a character"'
     elif "\n" in text:
         names.append("nl")
+        label = "" if text.strip() else ' aria-label="line break"'
+    elif not text.strip():
+        label = ' aria-label="space"'
     body = escape(shown(text))
     return f'<span id="t{place}" role="option" class="{" ".join(names)}"{label}>{body}</span>'
 

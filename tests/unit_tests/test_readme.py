@@ -15,9 +15,11 @@ from langchain_core.language_models import BaseChatModel
 
 from langchain_ensemble import ChatEnsemble
 from langchain_ensemble.adapter.outputs import ending_info, logprob_entries
+from langchain_ensemble.confidence import FEATURES, confidence_of
 from langchain_ensemble.decoding.records import Finish, TokenRecord, Usage
 from langchain_ensemble.params import FUSIONS, EnsembleParams, Member, RequestParams
 from langchain_ensemble.testing import FusionContract
+from langchain_ensemble.trace import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -90,12 +92,20 @@ def test_settings_page_names_what_comes_back():
 def test_chat_page_names_what_comes_back():
     page = (ROOT / "docs/chat.md").read_text("utf-8")
     section = page.split("## What comes back")[1].split("\n## ")[0]
-    with ChatEnsemble.demo(max_tokens=2, logprobs=True) as chat:
+    with ChatEnsemble.demo(max_tokens=2, logprobs=True, trace=True) as chat:
         message = chat.invoke("Hi there!")
     told = message.response_metadata
     named = {*told["ensemble"], *told["token_usage"], *(message.usage_metadata or {})}
     assert sorted(name for name in named if f"`{name}`" not in section) == []
     assert sorted(name for name in told if f'["{name}"]' not in section) == []
+
+
+def test_confidence_page_names_what_comes_back():
+    page = (ROOT / "docs/confidence.md").read_text("utf-8")
+    step = TokenRecord(1, b"a", -0.5, {"small": -0.5}, True, disagreement=0.5)
+    named = {*confidence_of([step]).to_dict(), *summary([step], [0.1]), *FEATURES, "least_sure"}
+    named |= set(summary([step], [0.1])["least_sure"][0])
+    assert sorted(name for name in named if f"`{name}`" not in page) == []
 
 
 def test_chat_page_says_every_default():
