@@ -109,7 +109,7 @@ class Answering:
         return seeds[repr(call)]
 
     def _answered(self, contexts: Sequence[str], call: Mapping[str, Any]) -> list[str]:
-        rest = {name: value for name, value in call.items() if name != "stop"}
+        rest = {"n": 1, **{name: value for name, value in call.items() if name != "stop"}}
         stop = call["stop"] or None
         talks = [talk for context in contexts if (talk := read_chat(context)) is not None]
         if not talks:

@@ -191,7 +191,7 @@ def _answer(llm: Model, task: Task, question: Question) -> str:
 
 
 def _answers(llm: Model, task: Task, asked: Sequence[Question]) -> list[str]:
-    call: dict[str, Any] = {"stop": list(task.stop) or None, "max_tokens": task.max_tokens}
+    call: dict[str, Any] = {"max_tokens": task.max_tokens, "stop": list(task.stop) or None, "n": 1}
     prompts = [question.prompt for question in asked]
     if isinstance(llm, EnsembleLLM):
         return [answers[0].text for answers in llm.generate(prompts, **call).generations]

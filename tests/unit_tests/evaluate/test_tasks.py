@@ -144,6 +144,10 @@ def test_answers_are_the_ensemble_own_and_counted(llm, tmp_path, questions):
     assert seen == [("t", 2, 5), ("t", 4, 5), ("t", 5, 5)]
     assert result.letters is None
     assert not result.errors
+    several = llm.model_copy(update={"n": 2, "temperature": 0.5, "seed": 1})
+    assert evaluate(several, task, limit=1).items[0].text == several.invoke(
+        rows[0]["question"], max_tokens=6, stop=["."], n=1
+    )
     assert len(evaluate(llm, task, limit=3).items) == 3
 
     result.write(tmp_path / "out.jsonl")
