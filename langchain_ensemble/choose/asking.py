@@ -58,6 +58,11 @@ class Answers:
         """
         self._path = None if path is None else Path(path).expanduser()
         self._kept: dict[str, list[Reply]] = {}
+        if self._path is not None and not self._path.parent.is_dir():
+            raise ConfigError(
+                f"answers {str(self._path)!r} cannot be kept: there is no folder "
+                f"{str(self._path.parent)!r}; make it first"
+            )
         if self._path is not None and self._path.exists():
             self._read(self._path)
 

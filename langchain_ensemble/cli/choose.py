@@ -49,6 +49,8 @@ def choose(
                 f"--out {str(path)!r} must end in .html (a page), .json (all numbers) or .yaml "
                 "(the suggestion, for -c)"
             )
+        if not path.absolute().parent.is_dir():  # said before hours of measuring
+            raise ConfigError(f"--out {str(path)!r} cannot be written: there is no such folder")
     given = {name: value for name, value in settings.items() if value not in (None, [])}
     candidates, common = _read(members, config)
     with Bars() as bars:

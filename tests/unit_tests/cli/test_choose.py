@@ -59,6 +59,8 @@ def test_tables_and_files(invoke: Any, dev: str, tmp_path: Path) -> None:
         (OPTIONS[:2], "at least 2 are needed"),
         ([*OPTIONS, "--metric", "exact"], "unknown metric 'exact'"),
         ([*OPTIONS, "--out", "report.pdf"], "must end in .html"),
+        ([*OPTIONS, "--out", "no/such/folder/a.html"], "there is no such folder"),
+        ([*OPTIONS, "--answers", "no/such/folder/a.jsonl"], "there is no folder"),
         ([*OPTIONS, "--vram", "lots"], "vram is 'lots'"),
     ],
 )
