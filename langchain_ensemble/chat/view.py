@@ -120,6 +120,7 @@ class ChatView:
             return self
         told = copy(self)
         told._document = document
+        told._answer_start = self._answer_start  # found out once, for all documents
         return told
 
     def prompt(self, conversation: Conversation, request: ChatRequest) -> MemberPrompt:
