@@ -51,6 +51,8 @@ def test_wheel_holds_every_source_file_types_and_members(wheel):
     for member in ("stories", "facts"):
         for file in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
             assert f"langchain_ensemble/demo/{member}/{file}" in names
+    for asset in ("page.css", "page.js"):
+        assert f"langchain_ensemble/trace/{asset}" in names
     strangers = [n for n in names if not n.startswith("langchain_ensemble")]
     assert strangers == []
 

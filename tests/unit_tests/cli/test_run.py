@@ -15,6 +15,7 @@ import pytest
 from langchain_ensemble import DeadlineError, EnsembleLLM
 from langchain_ensemble.cli.options import make_ensemble
 from langchain_ensemble.cli.run import run as run_of
+from langchain_ensemble.trace import Trace
 
 PROMPT = "Once upon a time, there was a little"
 
@@ -198,3 +199,34 @@ def test_a_terminal_also_sees_how_it_ended(members, environment):
     text = seen.decode()
     assert expected(members, max_tokens=8) in text.replace("\r\n", "\n")
     assert "8 steps fused" in text
+
+
+@pytest.mark.parametrize("name", ["out.html", "out.json"])
+def test_a_trace_is_written_beside_the_answer(invoke, members, tmp_path, name):
+    asked = ("run", PROMPT, *members, "--max-tokens", "6", "--fusion", "average")
+    plain = invoke(*asked)
+    traced = invoke(*asked, "--trace", str(tmp_path / name))
+    assert traced.stdout == plain.stdout
+    written = (tmp_path / name).read_text("utf-8")
+    if name.endswith("json"):
+        assert Trace.from_json(written).text == plain.stdout
+        assert Trace.from_json(written).prompt == PROMPT
+    else:
+        assert written.startswith("<!DOCTYPE html>")
+
+
+def test_a_trace_without_a_folder_is_refused_before_any_work(invoke, tmp_path):
+    result = invoke("run", PROMPT, "-m", "a/b", "--trace", str(tmp_path / "no" / "out.html"))
+    assert result.exit_code == 2
+    assert "there is no folder" in result.stderr
+
+
+def test_an_unsure_answer_is_an_error(invoke, members, tmp_path):
+    file = tmp_path / "ensemble.yaml"
+    names = dict(m.split("=", 1) for m in members if m != "-m")
+    settings = {"members": names, "fusion": "average", "max_tokens": 6, "abstain_below": 0.999}
+    file.write_text(json.dumps(settings), "utf-8")
+    result = invoke("run", PROMPT, "-c", str(file), "--trace", str(tmp_path / "out.json"))
+    assert result.exit_code == 1
+    assert "abstain_below=0.999" in result.stderr
+    assert Trace.from_json((tmp_path / "out.json").read_text("utf-8")).text == result.stdout != ""
