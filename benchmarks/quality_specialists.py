@@ -91,7 +91,8 @@ def singles(folder: Path, items: dict[str, list[Item]], store: Store) -> None:
     """
     for name in NAMES:
         key = {"system": name, "fusion": "alone", "gate": "always", "weights": "uniform"}
-        if store.find(**key):
+        made = (folder / name / "training.json").exists()
+        if store.find(**key) or not made:
             continue
         with Ensemble(EnsembleParams(members=[str(folder / name)])) as owner:
             greedy = {part: answers(owner, items[part]) for part in ("test", "dev")}
@@ -180,12 +181,7 @@ def main() -> None:
     items = split()
     asked = [{"prompt": i.prompt, "answer": i.answer, "half": i.half} for i in items["test"]]
     dev = [{"prompt": i.prompt, "answer": i.answer, "half": i.half} for i in items["dev"]]
-    training = {
-        n: json.loads((given.folder / n / "training.json").read_text())
-        for n in NAMES
-        if (given.folder / n / "training.json").exists()
-    }
-    store = Store("quality_specialists", {"test": asked, "dev": dev, "training": training})
+    store = Store("quality_specialists", {"test": asked, "dev": dev})
     singles(given.folder, items, store)
     for main_name in MEMBERS:
         for label in FUSIONS:
