@@ -21,7 +21,7 @@ from langchain_ensemble.decoding.fusing import (
     spread,
     voice_distribution,
 )
-from langchain_ensemble.decoding.gate_rules import mixed, of_main, rows_of, sure
+from langchain_ensemble.decoding.gate_rules import mixed, of_main, on_host, rows_of, sure
 from langchain_ensemble.decoding.gates import OPEN as FUSED
 from langchain_ensemble.decoding.gates import (
     REASONS,
@@ -136,9 +136,10 @@ def _behind(
     """
     if shut is None:
         return _fuse(question, heard, gate)
+    if question.task.voices[0].trie is not None:  # all the weight is main's: heard along its paths
+        return _fuse(question, heard, gate)
     main, is_open = heard.distributions[0], shut == FUSED
-    followed = any(voice.trie is not None for voice in question.task.voices)
-    if shut.device.type != "cpu" or heard.legal is not None or followed:
+    if not on_host(shut) or heard.legal is not None:
         fused, only_best = _fuse(question, heard, gate)
         return mixed(main, fused, is_open), only_best
     rows = is_open.nonzero()[:, 0]  # nothing is waited for: only these are fused

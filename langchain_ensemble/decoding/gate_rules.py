@@ -100,7 +100,7 @@ def sharpened(
         The distribution; other rows are as they were, bit by bit.
     """
     flat = asked & (torch.maximum(fused.logprobs.amax(-1), fused.end).exp() < FLAT)
-    if flat.device.type == "cpu" and not bool(flat.any()):
+    if on_host(flat) and not bool(flat.any()):
         return fused
     named, size = fused.keys, fused.logprobs.shape[-1]
     ranks = rank[:size] if named is None else torch.where(named < 0, -1, rank[named.clamp_min(0)])
@@ -118,6 +118,11 @@ def sharpened(
     total = (got.sum(-1) + end).log()
     logprobs = torch.where(flat[:, None], got.log() - total[:, None], fused.logprobs)
     return replace(fused, logprobs=logprobs, end=torch.where(flat, fused.end - total, fused.end))
+
+
+def on_host(rows: Tensor) -> bool:
+    """Whether the host can look at numbers without waiting for a device."""
+    return rows.device.type == "cpu"
 
 
 def of_main(main: MemberDistribution) -> FusedDistribution:
