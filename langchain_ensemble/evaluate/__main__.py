@@ -9,7 +9,7 @@ from pathlib import Path
 
 from langchain_ensemble.chat_models import ChatEnsemble
 from langchain_ensemble.choose.stats import paired_bootstrap
-from langchain_ensemble.errors import EnsembleError
+from langchain_ensemble.errors import ConfigError, EnsembleError
 from langchain_ensemble.evaluate.running import Model, Result, evaluate
 from langchain_ensemble.evaluate.tasks import PAPERS, paper_task
 from langchain_ensemble.llms import EnsembleLLM
@@ -39,10 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: In place of the process's own.
 
     Returns:
-        The exit status.
+        The exit status: 2 where what was asked for cannot be, 1 where something else went wrong.
     """
     asked = parser().parse_args(arguments)
     try:
+        if asked.out is not None:
+            _make(asked.out)
         kind = ChatEnsemble if asked.chat else EnsembleLLM
         with kind.from_config(asked.config) as llm:
             sys.stdout.write(HEAD)
@@ -51,8 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
     except EnsembleError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+def _make(folder: Path) -> None:
+    """Make the folder for the answers, before hours of work and not behind them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {str(folder)!r}: {error}") from error
 
 
 HEAD = (
@@ -78,7 +88,6 @@ def _rows(llm: Model, name: str, asked: argparse.Namespace) -> str:
         for model in models
     ]
     if asked.out is not None:
-        asked.out.mkdir(parents=True, exist_ok=True)
         for who, result in zip([*names, "ensemble"], results, strict=True):
             result.write(asked.out / f"{name}-{who}.jsonl")
     lines = [

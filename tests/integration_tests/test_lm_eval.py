@@ -318,7 +318,7 @@ def test_the_command_line(tasks, tmp_path, pico, monkeypatch, capsys):
     runpy.run_module("langchain_ensemble.lm_eval", run_name="__main__")
     assert "ens_choice" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*command, "--gen_kwargs", "beams=3"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         runpy.run_module("langchain_ensemble.lm_eval", run_name="__main__")
     assert "error: generation settings ['beams'] have no meaning" in capsys.readouterr().err
     (written,) = (tmp_path / "out").rglob("results_*.json")

@@ -228,7 +228,9 @@ def test_the_command_line(llm, tmp_path, capsys):
     right = sum(i.right for i in evaluate(llm, task, limit=3, letters="score").items)
     assert rows[-2].split("|")[3:5] == [f" {right} ", " 3 "]
     assert len(list((tmp_path / "out").iterdir())) == 3
-    assert main(["piqa", "--data", str(tmp_path), "-c", str(tmp_path / "e.yaml")]) == 1
+    assert main([*command, "--out", str(tmp_path / "e.yaml")]) == 2
+    assert "cannot make the folder" in capsys.readouterr().err
+    assert main(["piqa", "--data", str(tmp_path), "-c", str(tmp_path / "e.yaml")]) == 2
     assert "prompts.json" in capsys.readouterr().err
     assert main([*command, "--no-members"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
