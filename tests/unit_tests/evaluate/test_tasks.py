@@ -110,6 +110,13 @@ def test_the_papers_tasks(shared):
     assert arc.right(" C", arc.questions(1)[0].answers)
     assert [len(t.questions()) for t in (gsm8k, arc, piqa, nq)] == [1319, 1172, 1838, 1600]
     assert len(paper_task("gsm8k", folder, "dev300.jsonl").questions()) == 300
+    for task in (gsm8k, arc, piqa, nq):  # gold is right
+        asked = task.questions()
+        right = [task.right(q.answers[-1], q.answers) for q in asked]
+        assert right.count(False) == (22 if task is arc else 0)  # those without choices
+    for question in gsm8k.questions():
+        value = question.answers[0].rsplit("answer is", 1)[1].replace(",", "")
+        assert gsm8k.right(f"So it is {value}.", question.answers)
 
 
 # --- running --------------------------------------------------------------------------------------
