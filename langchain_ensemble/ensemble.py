@@ -345,4 +345,5 @@ class Ensemble:
             "main": self.main_name,
             "fusion": {"name": self.fusion.name, **self.fusion.settings()},
             "open_boundaries": self.params.open_boundaries,
+            "calibration": self._calibrated.digest,
         }

@@ -69,6 +69,12 @@ class Calibrated:
         self._params, self._fusion = params, fusion
         self._good: set[tuple[int, str]] = set()
 
+    @property
+    def digest(self) -> str | None:
+        """Hash of the file as it is now; None without ``calibration=``."""
+        path = self._params.calibration
+        return None if path is None else read_calibration(path).digest
+
     def of(self, built: Built, reads: Reads | None = None) -> Calibration | None:
         """Give the calibration, if the ensemble has one.
 

@@ -60,6 +60,13 @@ def calibrate(
     if method == "adapt" and metric is None:
         metric = "exact_match"
     _check(llm)
+    if llm.gate != "always":
+        warnings.warn(
+            f"gate={llm.gate!r} is left open while weights are calibrated: they are measured where "
+            "members are fused at every position",
+            EnsembleWarning,
+            stacklevel=3,
+        )
     if llm.calibration is not None:  # the new one takes its place, so the old one is not read
         llm = llm.model_copy(update={"calibration": None})
     samples = read_samples(dev_set, _converse(llm), FEWEST)

@@ -14,7 +14,7 @@ from langchain_ensemble.choose.learn import Texts, kind_of
 from langchain_ensemble.choose.listening import listen, read_samples
 from langchain_ensemble.choose.stats import Interval
 from langchain_ensemble.demo import members
-from langchain_ensemble.errors import ConfigError, EnsembleWarning
+from langchain_ensemble.errors import AbstainedError, ConfigError, EnsembleWarning
 
 TEXTS = [
     "It is Paris.",
@@ -168,6 +168,48 @@ def test_uniform_only_measures(llms, tmp_path):
     assert report.fitted == report.uniform
 
 
+CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin"}
+
+
+def asked(country, right):
+    return (f"Question: What is the capital of {country}?\nAnswer:", f" {right}.")
+
+
+def test_weights_by_scores(llms, tmp_path):
+    llm = llms["average"].model_copy(update={"max_tokens": 9, "stop": ("\n",)})
+    pairs = [asked(*pair) for pair in CAPITALS.items() for _ in range(2)]
+    with pytest.warns(EnsembleWarning, match="no confidence map: 4 answers .* right and 0 wrong"):
+        report = llm.calibrate(pairs, method="adapt", metric="contains", file=tmp_path / "a.json")
+    assert report.right["facts"] == 1.0 > report.right["stories"]
+    total = sum(report.right.values())
+    assert report.weights == {name: share / total for name, share in report.right.items()}
+    assert report.fit is None
+    wrong = [(prompt, " Nowhere.") for prompt, _ in pairs]
+    with pytest.raises(ConfigError, match="no member has any of 4 answers right"):
+        llm.calibrate(wrong, method="adapt")
+    with pytest.raises(ConfigError, match="item 0 of dev_set has no prompt"):
+        llm.calibrate(TEXTS, metric="contains")
+    with pytest.raises(ConfigError, match="unknown metric 'exact'"):
+        llm.calibrate(pairs, metric="exact")
+    assert llm.engine.loaded
+
+
+@pytest.mark.slow
+def test_how_sure_is_right(llms, tmp_path):
+    llm = llms["average"].model_copy(update={"max_tokens": 9, "stop": ("\n",)})
+    pairs = [asked(*pair) for pair in CAPITALS.items()] * 10
+    pairs += [(f"A story about {country} and", " Nowhere") for country in CAPITALS] * 10
+    mixed = [pairs[(7 * n) % len(pairs)] for n in range(len(pairs))]
+    report = llm.calibrate(mixed, method="uniform", metric="contains", file=tmp_path / "a.json")
+    assert report.confidence_auroc > 0.6
+    told = json.loads((tmp_path / "a.json").read_text("utf-8"))["confidence"]
+    assert told == report.confidence
+    same = EnsembleLLM.demo(fusion="average", calibration=str(tmp_path / "a.json"), max_tokens=9)
+    assert same.invoke(pairs[0][0], abstain_below=0.0)
+    with pytest.raises(AbstainedError):
+        same.invoke(pairs[-1][0], abstain_below=0.999)
+
+
 @pytest.mark.parametrize(
     ("dev_set", "told"),
     [
@@ -190,6 +232,9 @@ def test_what_cannot_be_calibrated(llms):
         llms["average"].calibrate(TEXTS, method="grid")
     with pytest.raises(ConfigError, match="weights='calibrated' without a calibration"):
         EnsembleLLM.demo(weights="calibrated")
+    gated = llms["average"].model_copy(update={"gate": "safe"})
+    with pytest.warns(EnsembleWarning, match="gate='safe' is left open"):
+        gated.calibrate(TEXTS, method="uniform")
     with pytest.raises(ConfigError, match="must be a pair"):
         ChatEnsemble.demo(fusion="average").calibrate(TEXTS)
 
