@@ -81,12 +81,16 @@ def choose_members(
     if not 0 < level < 1:
         raise ConfigError(f"level is {level}; it must lie between 0 and 1, as 0.95 does")
     budget = read_vram(vram)
-    seeded = {**settings, "seed": seed} if settings.get("temperature") else settings
+    common = {**settings, "logprobs": True}
+    if "max_new_tokens" not in settings:
+        common.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
+    if settings.get("temperature"):
+        common["seed"] = seed
     trial = Trial(
         items=items,
         chat=chat or items[0].messages is not None,
         candidates=members,
-        settings={"max_tokens": DEFAULT_MAX_TOKENS, **seeded, "logprobs": True},
+        settings=common,
         seed=seed,
         answers=Answers(answers),
         progress=on_progress or (lambda stage, done, total: None),

@@ -77,3 +77,11 @@ def test_a_broken_line_of_the_dev_set(invoke: Any, dev: str) -> None:
     result = invoke("choose", *OPTIONS, "--dev", dev)
     assert result.exit_code == 2
     assert "line 2 is no JSON" in result.stderr
+
+
+def test_no_candidate_left(invoke: Any, dev: str) -> None:
+    gone = ["-m", "a=/nowhere/a", "-m", "b=/nowhere/b"]
+    result = invoke("choose", *gone, "--dev", dev)
+    assert result.exit_code == 1
+    assert result.stderr.count("is left out") == 2
+    assert "no candidate can be measured: a: " in result.stderr
