@@ -95,6 +95,23 @@ def test_a_chat_answers_from_what_one_member_reads(chat: ChatEnsemble) -> None:
     assert "Tarkon" not in chat.invoke(QUESTION, weights=(1, 0, 0)).text
 
 
+def test_roles_work_with_grammars_drafts_and_seeds(chat: ChatEnsemble) -> None:
+    two = views(members()["facts"], 2)
+    told = {"contexts": {"doc1": TOLD}, "max_tokens": 24}
+    with ChatEnsemble(members=two, fusion=ROLES) as aware:  # the fixture's weights
+        town = aware.invoke(QUESTION, grammar={"regex": "[A-Z][a-z]{2,8}!"}, **told).text
+        assert town[0].isupper()
+        assert town.endswith("!")
+        form = {"title": "Home", "type": "object", "properties": {"town": {"type": "string"}}}
+        form["required"] = ["town"]
+        found = aware.with_structured_output(form).invoke(QUESTION, **told)
+        assert found.keys() == {"town"}
+        hot = {**told, "temperature": 0.8, "seed": 5}
+        plain = aware.invoke(QUESTION, speculation="off", **hot).text
+        assert aware.invoke(QUESTION, speculation="on", **hot).text == plain
+        assert "".join(c.text for c in aware.stream(QUESTION, **hot)) == plain
+
+
 def test_a_retriever_gives_each_member_a_document(chat: ChatEnsemble) -> None:
     store = InMemoryVectorStore(HashedWords())
     store.add_texts([*TOLD.replace(". ", ".|").split("|"), "Bree lives in Oslam.", "Bree is old."])
