@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
 from collections.abc import Sequence
@@ -135,15 +136,17 @@ def fused(
     members = [{"name": name, "model": str(folder / name)} for name in MEMBERS]
     llm = EnsembleLLM(members=members, main=main, fusion=FUSIONS[label])
     values: dict[str, Any] = {way: way for way in ways}
-    values["learned"] = learned(llm, [(item.prompt, f" {item.answer}") for item in items["dev"]])
+    pairs = [(item.prompt, f" {item.answer}") for item in items["dev"]]
+    random.Random(1).shuffle(pairs)  # every second one teaches: not one half of the task only
+    values["learned"] = learned(llm, pairs)
     with llm.load().engine as owner:
         for key in todo:
             started = time.process_time()
             how = {"gate": GATES[key["gate"]], "weights": values[key["weights"]]}
             got = {p: [a[0] for a in answers(owner, items[p], **how)] for p in ("test", "dev")}
             store.add({**base, **key, "values": values[key["weights"]], **got})
-            pairs = zip(got["test"], items["test"], strict=True)
-            right = sum(is_right(answer["text"], item) for answer, item in pairs)
+            said = zip(got["test"], items["test"], strict=True)
+            right = sum(is_right(answer["text"], item) for answer, item in said)
             spent = time.process_time() - started
             sys.stdout.write(f"{base} {key} {values[key['weights']]}: {right}, {spent:.0f} s\n")
             sys.stdout.flush()
