@@ -32,10 +32,10 @@ from langchain_ensemble.vocab.alignment import align
 from langchain_ensemble.vocab.byte_trie import ByteTrie, tree_of
 from langchain_ensemble.vocab.vocabulary import Vocabulary
 
-SHARES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
-LOOSE = (0.0, 0.01, 0.03, 0.1, 0.3)
-PIECES = int(os.environ.get("PIECES", "10"))
-STARTS = (PROMPT, "Tom and Mia went to the", "One day, a big dog", "The sun was")
+SHARES = (1e-1, 1e-2, 1e-3, 1e-4)
+LOOSE = (0.0, 0.01, 0.03, 0.1)
+PIECES = int(os.environ.get("PIECES", "40"))
+STARTS = (PROMPT, "Tom and Mia went to the", "One day, a big dog")
 PAIRS = (("stories260K", "babyllama-361"), ("stories260K", "bitllama-1M"))
 LONG = b"The quick brown fox jumps over the lazy dog and then goes home to sleep for a long time"
 
@@ -82,8 +82,8 @@ def steps() -> list[dict[str, Any]]:
                     rare = bytes_walk.math.log(max(loose, 0.01) / 10)
                     with mock.patch.multiple(bytes_walk, LOOSE=loose, TIGHT=tight, RARE=rare):
                         for start in STARTS:
-                            (answer,), *_ = owner.generate([start], RequestParams(max_tokens=120))
-                            texts.append(answer.text[:100])
+                            (answer,), *_ = owner.generate([start], RequestParams(max_tokens=60))
+                            texts.append(answer.text[:60])
                             taken = size = 0
                             for token in answer.tokens:
                                 taken, size = taken + 1, size + len(token.bytes)
@@ -98,7 +98,7 @@ def steps() -> list[dict[str, Any]]:
                     size = sum(len(text.encode()) for text in texts)
                     row = {"pair": pair, "main": main, "loose": loose, "bytes": size / count}
                     rows.append({**row, "same": same, "texts": texts})
-                    say(f"| {main} | {pair[1]} | {loose:g} | {size / count:.2f} | {same} of 4 |")
+                    say(f"| {main} | {pair[1]} | {loose:g} | {size / count:.2f} | {same} of {len(STARTS)} |")
     return rows
 
 

@@ -31,7 +31,7 @@ from langchain_ensemble.fusion.base import FusedDistribution, FusionContext, Mem
 from langchain_ensemble.fusion.paths import BYTES, Paths, children, fresh, label_key
 from langchain_ensemble.fusion.tries import Trie
 
-LOOSE = 0.01
+LOOSE = 0.03
 """Weighted share of ended tokens, or of bytes that no key goes on with, that a step leaves out."""
 
 TIGHT = math.log1p(-LOOSE)
@@ -87,6 +87,7 @@ class Walk:
         """
         self._tries, self._union, self._paths = tries, union, paths
         self._weights, self._mix = weights, mix
+        self._on_host = weights.device.type == "cpu"  # there nothing has to be waited for
         self._row = torch.arange(len(weights), device=weights.device)
         self._columns: list[list[Tensor]] = [[] for _ in tries]  # [member][opening] [N, S, 256]
         self._depths: list[Tensor] = []  # [opening] [N] bytes of the strings it made
@@ -101,10 +102,9 @@ class Walk:
 
     def lay_out(self) -> None:
         """Open what is worth it."""
-        on_host = self._weights.device.type == "cpu"
         for _ in range(LONGEST):
             opened = self._open()
-            if on_host and not bool(opened.any()):
+            if self._on_host and not bool(opened.any()):
                 return  # nothing changes any more
 
     def choices(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,12 +142,10 @@ class Walk:
         """Open one choice a row, where it is worth it; says in which rows [N]."""
         values = torch.cat(self._values, -1)  # [N, C]
         keys = torch.cat(self._keys, -1)
-        bare = values.masked_fill(keys >= 0, -torch.inf)
-        urgent, place = bare.max(-1)
+        urgent, place = values.masked_fill(keys >= 0, -torch.inf).max(-1)
         best, leader = values.max(-1)
         forced = urgent > RARE
         place = torch.where(forced, place, leader)
-        wanted = best >= self.end
         number, byte = place // BYTES, place % BYTES
         depth = torch.stack(self._depths)[number, self._row]
         node = torch.stack(self._nodes)[number, self._row, byte]
@@ -155,10 +153,11 @@ class Walk:
             path.down(torch.stack(columns)[number, self._row, :, byte], depth)
             for path, columns in zip(self._paths, self._columns, strict=True)
         ]
-        ended = torch.stack(
-            [path.ended(trie) for path, trie in zip(paths, self._tries, strict=True)], -1
-        )
-        loose = (self._weights * ended).sum(-1) <= LOOSE
+        ended = [path.ended(trie) for path, trie in zip(paths, self._tries, strict=True)]
+        loose = (self._weights * torch.stack(ended, -1)).sum(-1) <= LOOSE
+        may = forced | (loose & (best >= self.end))
+        if self._on_host and not bool(may.any()):
+            return may
         mixed = heard(self._ask(paths), self._weights, self._mix)[:, :BYTES]
         self._put(mixed, node, depth)
         kept = self._values[-1].logsumexp(-1, keepdim=True)  # [N, 1] what goes on with some key
@@ -167,11 +166,12 @@ class Walk:
         here = torch.arange(values.shape[-1], device=place.device) == place[:, None]
         others = values.masked_fill(here, -torch.inf).amax(-1)
         leads = new.amax(-1) >= torch.maximum(others, self.end)
-        opened = forced | (wanted & loose & leads & (kept[:, 0] >= TIGHT))
-        self._values = list(
-            torch.split(values.masked_fill(here & opened[:, None], -torch.inf), BYTES, -1)
-        )
-        self._values.append(new.masked_fill(~opened[:, None], -torch.inf))
+        opened = forced | (may & leads & (kept[:, 0] >= TIGHT))
+        left = values.masked_fill(here & opened[:, None], -torch.inf)
+        self._values = [
+            *torch.split(left, BYTES, -1),
+            new.masked_fill(~opened[:, None], -torch.inf),
+        ]
         return opened
 
 
