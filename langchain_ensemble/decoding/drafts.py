@@ -246,7 +246,11 @@ class Drafts:
         order = [*range(self._turn, count), *range(self._turn)]
         if not self._main_leads:
             return order
-        goes_on = any(len(d.keys) < d.reach and d.paths[0].missing()[1] for d in self._drafts)
+        mains = [(draft, draft.paths[0]) for draft in self._drafts]
+        goes_on = any(
+            not main.queue or (len(draft.keys) < draft.reach and main.missing()[1])
+            for draft, main in mains
+        )
         return sorted(order, key=lambda place: (place == 0) != goes_on)
 
     def _wanted(self, place: int) -> bool:
