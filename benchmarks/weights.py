@@ -246,7 +246,7 @@ def measure_prompts() -> list[dict[str, Any]]:
     return found
 
 
-def _ended(reading: Generator[None, None, float]) -> float:
+def _ended(reading: Generator[int, None, float]) -> float:
     while True:
         try:
             next(reading)

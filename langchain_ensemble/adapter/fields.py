@@ -51,7 +51,7 @@ class EnsembleFields(TracedCalls, DeclaredFields):
     _config_fields: ClassVar[tuple[str, ...]] = CONFIG_FIELDS
 
     def __init__(self, **data: Any) -> None:
-        """Check everything that can be known without reading a file.
+        """Check everything that can be known without a model's files.
 
         Raises:
             ConfigError: Something is unknown, contradictory or out of range.

@@ -62,7 +62,7 @@ def draw_curve(
         for text, weight in marks:
             bits = _at(curve, weight)
             axes.plot([weight], [bits], marker="o", color=MARK)
-            axes.annotate(f"{text} {bits:.3f}", (weight, bits), xytext=(0, 8),
+            axes.annotate(f"{text} {bits:.3f}", (weight, bits), xytext=(0, 14),
                           textcoords="offset points", ha="center")  # fmt: skip
         axes.margins(y=0.15)
         axes.set(

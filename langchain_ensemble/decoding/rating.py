@@ -26,6 +26,9 @@ from langchain_ensemble.members.base import MemberPrompt
 TEMPERATURE = 1.0
 """tau, in nats a byte of the prompt."""
 
+AT_ONCE = 512
+"""Ids that are read, about, before other requests take their steps."""
+
 FEWEST = 32
 """Bytes that a prompt counts as at least."""
 
@@ -52,7 +55,7 @@ class PromptWeights:
         """
         self._voices, self._texts = voices, texts
         self.weights: list[tuple[float, ...]] = []
-        self._reading: Generator[None, None, None] | None = None
+        self._reading: Generator[int, None, None] | None = None
 
     @property
     def done(self) -> bool:
@@ -60,14 +63,16 @@ class PromptWeights:
         return len(self.weights) == len(self._texts)
 
     def read_on(self, warn: Warn) -> None:
-        """Read one piece of one prompt with one voice.
+        """Read on: some prompts with some voices, or a piece of a long one.
 
         Args:
             warn: Called where a text says nothing about anybody.
         """
         if self._reading is None:
             self._reading = self._read(warn)
-        next(self._reading, None)
+        read = 0
+        while not self.done and read < AT_ONCE:
+            read += next(self._reading, AT_ONCE)
 
     def close(self) -> None:
         """Stop; what was found stays."""
@@ -75,8 +80,9 @@ class PromptWeights:
             self._reading.close()
         self._reading = None
 
-    def _read(self, warn: Warn) -> Generator[None, None, None]:
-        for number, text in enumerate(self._texts):
+    def _read(self, warn: Warn) -> Generator[int, None, None]:
+        for number in range(len(self.weights), len(self._texts)):
+            text = self._texts[number]
             if not text:
                 warn(
                     f"weights='prompt', but prompt {number} has no text that members could be "
@@ -87,7 +93,6 @@ class PromptWeights:
             nats = []
             for voice in self._voices:
                 nats.append((yield from nats_per_byte(voice, text)))
-                yield
             self.weights.append(by_nats(nats))
 
 
@@ -107,7 +112,7 @@ def by_nats(nats: Sequence[float], temperature: float = TEMPERATURE) -> tuple[fl
     return tuple(part / total for part in parts)
 
 
-def nats_per_byte(voice: Voice, text: str) -> Generator[None, None, float]:
+def nats_per_byte(voice: Voice, text: str) -> Generator[int, None, float]:
     """How badly one member alone says a text.
 
     It reads its own canonical ids of the text after the id that begins a document (bos, else the
@@ -119,7 +124,7 @@ def nats_per_byte(voice: Voice, text: str) -> Generator[None, None, float]:
         text: Not empty.
 
     Yields:
-        Between two pieces.
+        After each piece, how many ids were read.
 
     Returns:
         Negative log-likelihood in nats, divided by the bytes that were judged, or by
@@ -140,7 +145,7 @@ def nats_per_byte(voice: Voice, text: str) -> Generator[None, None, float]:
     session = voice.member.session()
     try:
         known = session.prefill([MemberPrompt(tuple(start or ids[:1]))])  # [1, V]
-        size = max(1, PIECE_BYTES // (4 * voice.member.logits_width))
+        size = min(AT_ONCE, max(1, PIECE_BYTES // (4 * voice.member.logits_width)))
         for at in range(first, len(ids), size):
             piece = ids[at : at + size]
             after = session.step([piece], keep=None)[0]  # [q, V]
@@ -149,7 +154,7 @@ def nats_per_byte(voice: Voice, text: str) -> Generator[None, None, float]:
             said = torch.log_softmax(before, -1).gather(1, targets[:, None])
             total -= float(said.double().sum())
             known = after[-1:]
-            yield
+            yield len(piece)
     finally:
         session.close()
     judged = ends[len(ids) - 1] - (ends[first - 1] if first else lead)
