@@ -1,12 +1,14 @@
 """How sure the members are of an answer: features of its tokens, one number, spans.
 
-Plain data in and out, the standard library only. The raw number of ``n`` tokens is
+Plain data in and out, the standard library only. The raw number is
 
-    confidence = exp(mean logprob) * (1 - mean disagreement),
+    confidence = exp(mean logprob),
 
-the geometric mean of what the ensemble gave the tokens that it said, lowered where the members were
-apart. It ranks answers; it is a probability of being right only behind a :class:`ConfidenceMap`
-that was fitted to answers whose truth is known.
+the geometric mean of what the members together gave the tokens that they said. Where members are
+apart, that is low already: lowering it once more by their disagreement ranks answers worse
+(``benchmarks/confidence.py``). It ranks answers; it is a probability of being right only behind a
+:class:`ConfidenceMap` that was fitted to answers whose truth is known, and that weighs
+disagreement too.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def confidence_features(tokens: Sequence[TokenRecord]) -> dict[str, float]:
 
 
 def raw_confidence(features: Mapping[str, float]) -> float:
-    """``exp(mean logprob) * (1 - mean disagreement)``.
+    """``exp(mean logprob)``: the geometric mean of the tokens' fused probabilities.
 
     Args:
         features: What :func:`confidence_features` gives.
@@ -80,8 +82,7 @@ def raw_confidence(features: Mapping[str, float]) -> float:
     """
     if features["mean_logprob"] <= FLOOR:
         return 0.0
-    likely = math.exp(min(features["mean_logprob"], 0.0))
-    return min(1.0, max(0.0, likely * (1.0 - features["mean_disagreement"])))
+    return math.exp(min(features["mean_logprob"], 0.0))
 
 
 @dataclass(frozen=True)

@@ -79,16 +79,15 @@ def test_features_say_what_they_are_called() -> None:
         }
     )
     sure = confidence_of(tokens)
-    assert sure.confidence == pytest.approx(math.exp(-0.3) * (1 - 0.8 / 3))
+    assert sure.confidence == pytest.approx(math.exp(-0.3))
     assert not sure.calibrated
     assert json.loads(json.dumps(sure.to_dict())) == sure.to_dict()
 
 
 def test_the_surer_answer_has_the_higher_number() -> None:
     sure, unsure = token(logprob=-0.01), token(logprob=-3.0)
-    apart = token(logprob=-0.01, disagreement=0.9)
     numbers = [
-        raw_confidence(confidence_features(tokens)) for tokens in ([sure], [apart], [unsure])
+        raw_confidence(confidence_features(tokens)) for tokens in ([sure], [sure, unsure], [unsure])
     ]
     assert numbers[0] > 0.98
     assert numbers == sorted(numbers, reverse=True)

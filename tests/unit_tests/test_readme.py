@@ -108,6 +108,16 @@ def test_confidence_page_names_what_comes_back():
     assert sorted(name for name in named if f"`{name}`" not in page) == []
 
 
+def test_confidence_page_quotes_the_benchmark():
+    rows = json.loads((ROOT / "benchmarks/results/confidence.json").read_text("utf-8"))["rows"]
+    page = (ROOT / "docs/confidence.md").read_text("utf-8").replace("**", "")
+    assert rows
+    for row in rows:
+        cells = " | ".join(f"{value:.3f}" for value in row["auroc"].values())
+        wrong = f"{row['wrong']} of {row['items']}"
+        assert f"| {row['pair']} | {row['fusion']} | {wrong} | {cells} |" in page
+
+
 def test_chat_page_says_every_default():
     page = (ROOT / "docs/settings.md").read_text("utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, re.M))
