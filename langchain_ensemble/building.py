@@ -95,20 +95,21 @@ def build(
         remember=store.remember,
         on_progress=on_progress,
         tries=[v.trie.trie for v in voices if v.trie is not None] or None,
-        union_trie=_held_by_main(aligned) if paths else None,
+        union_trie=_held_by_main(aligned, store) if paths else None,
     )
     fuser = prepare(fusion, context)
     return Built(tuple(members), vocabularies, voices, fuser, aligned.key_bytes)
 
 
-def _held_by_main(aligned: Aligned) -> Trie:
+def _held_by_main(aligned: Aligned, store: Store) -> Trie:
     """The tree of union keys that main can hold: its own, and whole characters."""
     width = aligned.alignment.main.width
     return tree_of(
         [
             key if key and (u < width or state_after(key) == START) else None
             for u, key in enumerate(aligned.key_bytes)
-        ]
+        ],
+        store.remember,
     )
 
 
@@ -202,7 +203,7 @@ def _own_voice(
     ends = keys.end_ids.to(member.device)
     allowed[START, ends] = True
     allowed[1:, ends] = False  # no END inside a character
-    tree = ByteTrie(vocabulary, member.device)
+    tree = ByteTrie(vocabulary, member.device, store.remember)
     return Voice(
         member=member,
         vocabulary=vocabulary,

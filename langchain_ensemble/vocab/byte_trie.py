@@ -6,13 +6,14 @@ host asks: which column given bytes lead to, and which bytes can follow them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate
 
 import torch
 
 from langchain_ensemble.fusion.base import Trie
+from langchain_ensemble.vocab.pair_table import Remember
 from langchain_ensemble.vocab.sorted_keys import SortedKeys
 from langchain_ensemble.vocab.vocabulary import Vocabulary
 
@@ -29,15 +30,21 @@ class ByteTrie(SortedKeys):
         trie: The tree.
     """
 
-    def __init__(self, vocabulary: Vocabulary, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        device: torch.device | None = None,
+        remember: Remember | None = None,
+    ) -> None:
         """Build the tree.
 
         Args:
             vocabulary: The vocabulary.
             device: Where its masses are summed; None: on the host.
+            remember: The disk cache's ``remember(key, build)``; None builds in memory.
         """
         super().__init__(vocabulary)
-        self._host, self._column = _tree(self._keys, self.order)
+        self._host, self._column = _tree(self._keys, self.order, remember)
         self.trie = self._host if device is None else self._host.to(device)
         self._following = lru_cache(_REMEMBERED)(self._find_following)
 
@@ -70,52 +77,72 @@ class ByteTrie(SortedKeys):
         return trie.child_byte[begin:end], trie.child_column[begin:end]
 
 
-def tree_of(keys: Sequence[bytes | None]) -> Trie:
+def tree_of(keys: Sequence[bytes | None], remember: Remember | None = None) -> Trie:
     """The tree of some keys.
 
     Args:
         keys: Bytes of each id; None: it is not in the tree.
+        remember: As above.
 
     Returns:
         The tree; ``order`` holds the ids.
     """
     known = sorted((key, number) for number, key in enumerate(keys) if key)
     order = torch.tensor([number for _, number in known], dtype=torch.int64)
-    return _tree([key for key, _ in known], order)[0]
+    return _tree([key for key, _ in known], order, remember)[0]
 
 
 def _pair(first: list[int], second: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(first, dtype=torch.int64), torch.tensor(second, dtype=torch.int64)
 
 
-def _tree(keys: list[bytes], order: torch.Tensor) -> tuple[Trie, dict[tuple[int, int], int]]:
+def _tree(
+    keys: list[bytes], order: torch.Tensor, remember: Remember | None
+) -> tuple[Trie, dict[tuple[int, int], int]]:
     """The compressed tree of sorted keys, and which inner node stands for a range."""
+    if remember is None:
+        made = _tensors(keys)
+    else:
+        lengths = ",".join(str(len(key)) for key in keys)
+        digest = hashlib.sha256(lengths.encode() + b"".join(keys)).hexdigest()
+        key = {"part": "byte tree", "format": 1, "rounds": list(ROUNDS), "keys": digest}
+        made = remember(key, lambda: _tensors(keys))
+    size, ranges = len(keys), made["ranges"].tolist()
+    rounds = tuple(made["rounds"].tolist())
+    rest = {name: made[name] for name in made if name not in ("ranges", "rounds")}
+    trie = Trie(order=order, rounds=rounds, inner=len(ranges), **rest)
+    return trie, {(low, high): size + n for n, (low, high) in enumerate(ranges)}
+
+
+def _tensors(keys: list[bytes]) -> dict[str, torch.Tensor]:
+    """What a tree of sorted keys is made of."""
     size = len(keys)
     lows, highs, depths, exact, edges = _nodes(keys)
-    count = len(lows)
-    nothing = size + count
+    nothing = size + len(lows)
     sizes = [high - low for low, high in zip(lows, highs, strict=True)]
-    parts = _rounds(size, sizes, exact, edges)
+    rounds = _rounds(size, sizes, exact, edges)
+    parts = torch.tensor([pair for one in rounds for pair in one], dtype=torch.int64)
+    parts = parts.reshape(-1, 2).T.contiguous()
     edges.sort()
-    parents = torch.tensor([edge[0] for edge in edges], dtype=torch.int64)
-    children = torch.bincount(parents, minlength=nothing + 1)
+    edge = torch.tensor(edges, dtype=torch.int64).reshape(-1, 3).T.contiguous()
+    children = torch.bincount(edge[0], minlength=nothing + 1)
     lengths = torch.tensor([len(k) for k in keys], dtype=torch.int64)
-    trie = Trie(
-        order=order,
-        part=torch.tensor([part for round_ in parts for _, part in round_], dtype=torch.int64),
-        part_of=torch.tensor([node for round_ in parts for node, _ in round_], dtype=torch.int64),
-        rounds=tuple(accumulate(len(round_) for round_ in parts)),
-        inner=count,
-        depth=torch.tensor([*map(len, keys), *depths, 0]),
-        exact=torch.tensor([*range(size), *(nothing if e is None else e for e in exact), nothing]),
-        first=torch.tensor([*range(size), *lows, 0]),
-        child_begin=torch.nn.functional.pad(children.cumsum(0), (1, 0)),
-        child_byte=torch.tensor([edge[1] for edge in edges], dtype=torch.int64),
-        child_column=torch.tensor([edge[2] for edge in edges], dtype=torch.int64),
-        text=torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8),
-        text_begin=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
-    )
-    return trie, {pair: size + n for n, pair in enumerate(zip(lows, highs, strict=True))}
+    return {
+        "ranges": torch.tensor([lows, highs], dtype=torch.int64).T.contiguous(),
+        "rounds": torch.tensor([len(one) for one in rounds], dtype=torch.int64).cumsum(0),
+        "part": parts[1].clone(),
+        "part_of": parts[0].clone(),
+        "depth": torch.tensor([*map(len, keys), *depths, 0]),
+        "exact": torch.tensor(
+            [*range(size), *(nothing if e is None else e for e in exact), nothing]
+        ),
+        "first": torch.tensor([*range(size), *lows, 0]),
+        "child_begin": torch.nn.functional.pad(children.cumsum(0), (1, 0)),
+        "child_byte": edge[1].clone(),
+        "child_column": edge[2].clone(),
+        "text": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).clone(),
+        "text_begin": torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+    }
 
 
 def _nodes(
