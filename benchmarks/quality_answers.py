@@ -21,6 +21,8 @@ FITTED = (
     "max_disagreement",
 )
 RESAMPLED = 1000
+FEWEST = 5
+"""Wrong answers at least, to fit a map or to tell how well they are ranked."""
 TASK = """
 {count} held-out items, half sums, half facts of countries; exact match, greedy. Each specialist's
 training rows are 98 % its own half, 2 % the other; the one model has the parameters and the rows of
@@ -29,7 +31,7 @@ both (`specialists.py`).
 SURE = """
 AUROC of "this answer is wrong" on the same items (0.5: chance, 1: perfect), interval over items;
 risk: share of wrong answers among the surest half and the surest 80 %. *Map*: logistic, fitted to
-{count} other items.
+{count} other items. Systems with fewer than 5 wrong answers are left out.
 """
 
 
@@ -180,10 +182,10 @@ def confidence_section(held: dict[str, Any]) -> list[str]:
         if row["system"] == "ensemble":
             name = f"`{row['fusion']}`, gate {row['gate']}, {row['weights']}, main {row['main']}"
         flags = right(row["test"], items)
+        if flags.count(0.0) < FEWEST:
+            continue  # nothing to rank
         for signal, sure in signals(row, main, held).items():
             wrong = [not flag for flag in flags]
-            if all(wrong) or not any(wrong):
-                continue
             curve = risk_coverage(sure, wrong)
             risks = [min(curve, key=lambda p: abs(p[0] - at))[1] for at in (0.5, 0.8)]
             low = area(sure, wrong)
@@ -221,5 +223,6 @@ def signals(
         found["ours: disagreement alone"] = [-f["mean_disagreement"] for f in features]
         found["ours: raw confidence"] = [raw_confidence(f) for f in features]
         dev = right(row["dev"], held["fixed"]["dev"])
-        found["ours: map"] = fitted(row["dev"], dev, row["test"])
+        if dev.count(0.0) >= FEWEST:
+            found["ours: map"] = fitted(row["dev"], dev, row["test"])
     return found

@@ -239,7 +239,7 @@ def tokenizer_of(name: str, data: dict[str, list[Item]]) -> Any:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token=bos, eos_token=end, model_max_length=256, **extra
     )
-    wrapped.chat_template = TEMPLATE
+    wrapped.chat_template = ("{{ bos_token }} " if name == "sums" else "") + TEMPLATE
     return wrapped
 
 
