@@ -71,6 +71,20 @@ def test_the_objective_is_the_score(llms, fusion):
         assert slope == pytest.approx(step / unit / (2 * h), rel=0.1, abs=5e-3)
 
 
+def test_three_members_where_some_abstain(llms):
+    named = members()
+    llm = EnsembleLLM(
+        members={**named, "third": named["stories"]}, fusion="average", main="stories"
+    )
+    samples = read_samples(["The café."], None, 1)
+    made = Texts(
+        lambda number: listen(llm.engine, samples[number], "log-linear"), [10], "log-linear"
+    )
+    given = {"facts": 0.2, "stories": 0.5, "third": 0.3}
+    nats = made.nats([given[member.name] for member in llm.params.ordered], [0])
+    assert nats[0] == pytest.approx(-llm.score("The café.", weights=given).logprob, rel=2e-5)
+
+
 def test_texts_that_do_not_fit_are_read_again_and_say_the_same(llms):
     llm = llms["average"]
     kept, again = texts_of(llm), texts_of(llm, keep_bytes=0)
