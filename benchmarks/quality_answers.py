@@ -116,7 +116,8 @@ def specialists_section(held: dict[str, Any]) -> list[str]:
             if not isinstance(values, str):
                 how += " " + "/".join(f"{values[n]:.2f}" for n in ("sums", "facts"))
             chat = "as a chat, " if row["system"] == "chat" else ""
-            name = f"{chat}main {row['main']}, `{row['fusion']}`{gate}, {how}"
+            share = f", fused {100 * row['share']:.0f} %" if "share" in row else ""
+            name = f"{chat}main {row['main']}, `{row['fusion']}`{gate}, {how}{share}"
             lines.append(line(name, found, base, items))
     return lines
 

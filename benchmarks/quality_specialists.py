@@ -82,6 +82,26 @@ def answers(owner: Ensemble, items: Sequence[Item], **how: Any) -> list[list[dic
     return found
 
 
+def slim(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as the file keeps it: features only where all positions are fused, uniformly.
+
+    Args:
+        row: With whole answers.
+
+    Returns:
+        The row with ``share``, the share of fused steps.
+    """
+    test = row["test"]
+    if "steps" in test[0]:
+        row["share"] = round(sum(a["fused"] for a in test) / sum(a["steps"] for a in test), 4)
+    whole = (row["gate"], row["weights"]) == ("always", "uniform")
+    names = ("text", "features") if whole else ("text",)
+    for part in ("test", "dev") if whole else ("test",):
+        if part in row:
+            row[part] = [{k: answer[k] for k in names if k in answer} for answer in row[part]]
+    return row if whole else {k: v for k, v in row.items() if k != "dev"}
+
+
 def singles(folder: Path, items: dict[str, list[Item]], store: Store) -> None:
     """Each model by itself: greedy, and five samples for self-consistency.
 
@@ -102,7 +122,7 @@ def singles(folder: Path, items: dict[str, list[Item]], store: Store) -> None:
         flat = {part: [one[0] for one in got] for part, got in greedy.items()}
         samples = [[one["text"] for one in some] for some in drawn]
         training = json.loads((folder / name / "training.json").read_text())
-        store.add({**key, "main": name, **flat, "samples": samples, "training": training})
+        store.add(slim({**key, "main": name, **flat, "samples": samples, "training": training}))
         right = sum(
             is_right(a["text"], i) for a, i in zip(flat["test"], items["test"], strict=True)
         )
@@ -144,7 +164,7 @@ def fused(
             started = time.process_time()
             how = {"gate": GATES[key["gate"]], "weights": values[key["weights"]]}
             got = {p: [a[0] for a in answers(owner, items[p], **how)] for p in ("test", "dev")}
-            store.add({**base, **key, "values": values[key["weights"]], **got})
+            store.add(slim({**base, **key, "values": values[key["weights"]], **got}))
             said = zip(got["test"], items["test"], strict=True)
             right = sum(is_right(answer["text"], item) for answer, item in said)
             spent = time.process_time() - started
