@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from quality_answers import FITTED
 from quality_bits import FUSIONS, SHIPPED, learned
 from quality_common import GATES, Store
 from specialists import FOLDER, NAMES, Item, split
@@ -57,7 +58,7 @@ def row_of(answer: Answer) -> dict[str, Any]:
     features = confidence_features(answer.tokens)
     return {
         "text": answer.text.strip().split("\n")[0].strip(),
-        "features": {name: round(value, 4) for name, value in features.items()},
+        "features": {name: round(features[name], 3) for name in FITTED},
         "fused": answer.usage.fused_steps,
         "steps": answer.usage.steps,
     }
