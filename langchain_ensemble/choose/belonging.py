@@ -67,7 +67,7 @@ class Calibrated:
             fusion: The fusion.
         """
         self._params, self._fusion = params, fusion
-        self._good: set[tuple[int, str]] = set()
+        self._good: tuple[str, ...] = ()  # the file and the weights that were checked
 
     @property
     def digest(self) -> str | None:
@@ -97,10 +97,11 @@ class Calibrated:
                 f"calibration {found.path!r} was made on {OTHER.get(made, made)}, and this "
                 f"request is about {OTHER[reads]}; calibrate on these, or give weights= in numbers"
             )
-        if (id(built), found.digest) not in self._good:
+        asked = (found.digest, *(member.weights_hash for member in built.members))
+        if asked != self._good:
             how: Reads = "conversations" if made == "conversations" else "texts"
             found.check(belongs_to(built, self._params, self._fusion, how))
-            self._good = {(id(built), found.digest)}
+            self._good = asked
         return found
 
     def weights(self, built: Built, asked: Any, reads: Reads) -> Mapping[str, float] | None:

@@ -14,6 +14,7 @@ requests can take steps in between.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Generator, Sequence
 
@@ -22,6 +23,8 @@ import torch
 from langchain_ensemble.decoding.protocols import Voice, Warn
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.members.base import MemberPrompt
+
+logger = logging.getLogger(__name__)
 
 TEMPERATURE = 1.0
 """tau, in nats a byte of the prompt."""
@@ -94,6 +97,10 @@ class PromptWeights:
             for voice in self._voices:
                 nats.append((yield from nats_per_byte(voice, text)))
             self.weights.append(by_nats(nats))
+            names = (voice.member.name for voice in self._voices)
+            logger.info(
+                "prompt %d: weights %s", number, dict(zip(names, self.weights[-1], strict=True))
+            )
 
 
 def by_nats(nats: Sequence[float], temperature: float = TEMPERATURE) -> tuple[float, ...]:
