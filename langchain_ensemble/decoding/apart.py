@@ -8,8 +8,13 @@ over its largest value, the entropy of ``w``: 0 where all say the same, 1 where 
 in common. Voices with other tokens cannot be compared key by key: one says "Par", the other
 "Paris", and both mean the same city. So what each says is first read as the longest key that *all*
 voices have, which can only bring them together (data processing), never apart; over one vocabulary
-nothing changes. Where a voice stands inside a token of its own, it says little about what main is
-asked: the divergence is lowered by the share of the auxiliaries' weight that open boundaries took.
+nothing changes. Where a voice stands inside a token of its own, it says little about what is asked:
+with c_i the probability that it ends a token there, k = sum_i w_i c_i,
+
+    disagreement = k JS(p_1 .. p_M; w c / k) / H(w),
+
+still in [0, 1]: a voice drawn by its weight ends a token with probability k, which leaves at most
+H(w) to be told about which voice it was.
 """
 
 from __future__ import annotations
@@ -42,25 +47,29 @@ class Outcomes:
     size: int
 
 
-def divergence(masses: Sequence[Tensor], weights: Tensor) -> Tensor:
+def divergence(masses: Sequence[Tensor], weights: Tensor, ends: Tensor | None = None) -> Tensor:
     """Generalised Jensen-Shannon divergence over the entropy of its weights.
 
     Args:
         masses: [N, C] of each voice, rows sum to 1 (those of weight 0 may be anything finite).
         weights: [N, voices], rows sum to 1.
+        ends: [N, voices] probability that each voice ends a token here; None: 1.
 
     Returns:
         [N] float32 in [0, 1]; :data:`UNKNOWN` where fewer than two voices have weight.
     """
-    shares = [weights[:, i : i + 1] for i in range(len(masses))]
-    mix = torch.stack([w * p for w, p in zip(shares, masses, strict=True)]).sum(0)
+    left = weights if ends is None else weights * ends
+    tiny = torch.finfo(left.dtype).tiny
+    kept = left.sum(-1)
+    shares = left / kept.clamp_min(tiny)[:, None]
+    mix = torch.stack([shares[:, i : i + 1] * p for i, p in enumerate(masses)]).sum(0)
     mix = mix.clamp_min(torch.finfo(mix.dtype).tiny)
-    apart = weights.new_zeros(len(weights))
+    apart = torch.zeros_like(kept)
     for i, mass in enumerate(masses):
-        apart = apart + weights[:, i] * torch.special.xlogy(mass, mass / mix).sum(-1)
-    most = torch.special.entr(weights).sum(-1)
-    share = (apart / most.clamp_min(torch.finfo(most.dtype).tiny)).clamp(0.0, 1.0)
-    return torch.where((weights > 0).sum(-1) > 1, share, UNKNOWN)
+        apart = apart + shares[:, i] * torch.special.xlogy(mass, mass / mix).sum(-1)
+    most = torch.special.entr(weights).sum(-1).clamp_min(tiny)
+    share = (kept * apart / most).clamp(0.0, 1.0)
+    return torch.where((left > 0).sum(-1) > 1, share, UNKNOWN)
 
 
 def disagreement(
@@ -74,7 +83,8 @@ def disagreement(
     Args:
         voices: Main first.
         distributions: One a voice, dense, each on its voice's device.
-        weights: [N, voices] on main's device, behind abstention and open boundaries.
+        weights: [N, voices] on main's device, behind abstention and open boundaries; voices that
+            are followed along their paths have theirs whole.
         boundary: c_i [N] of each voice, None where it is 1.
 
     Returns:
@@ -85,23 +95,22 @@ def disagreement(
         _mass(one, place, outcomes.size).to(weights.device)
         for one, place in zip(distributions, outcomes.places, strict=True)
     ]
-    found = divergence(masses, weights)
     if all(c is None for c in boundary):
-        return found
-    others = range(1, len(voices))
-    left = weights[:, 1:].sum(-1)
-    whole = torch.zeros_like(left)
-    for i in others:
-        c = boundary[i]
-        whole = whole + (weights[:, i] if c is None else _undone(weights[:, i], c))
-    kept = (left / whole.clamp_min(torch.finfo(whole.dtype).tiny)).clamp(0.0, 1.0)
-    return torch.where(found < 0, found, found * kept)
+        return divergence(masses, weights)
+    one = weights.new_ones(len(weights))
+    ends = torch.stack([one if c is None else c.to(weights.device) for c in boundary], -1)
+    if distributions[0].paths is None:
+        weights = _before(weights, ends)
+    return divergence(masses, weights, ends)
 
 
-def _undone(weights: Tensor, c: Tensor) -> Tensor:
-    """Weights before they were multiplied by c."""
-    c = c.to(weights.device)
-    return torch.where(c > 0, weights / c.clamp_min(torch.finfo(c.dtype).tiny), weights)
+def _before(weights: Tensor, ends: Tensor) -> Tensor:
+    """Weights before open boundaries moved some of the auxiliaries' to main."""
+    others, ends = weights[:, 1:], ends[:, 1:]
+    whole = torch.where(ends > 0, others / ends.clamp_min(torch.finfo(ends.dtype).tiny), others)
+    main = (1.0 - whole.sum(-1, keepdim=True)).clamp_min(0.0)
+    whole = torch.cat([main, whole], -1)
+    return whole / whole.sum(-1, keepdim=True)
 
 
 def _mass(one: MemberDistribution, places: Tensor, size: int) -> Tensor:

@@ -21,7 +21,7 @@ from langchain_ensemble.errors import AbstainedError
 from langchain_ensemble.params import EnsembleParams, RequestParams
 
 PROMPT = "Question: What is the capital of Italy?\nAnswer:"
-FUSIONS = ("average", "deepen", "gac", "unite")
+FUSIONS = ("average", "bytes", "deepen", "gac", "unite")
 
 
 @pytest.fixture(scope="module")
