@@ -17,6 +17,7 @@ a table and writes ``benchmarks/results/gates.json``; ``--table`` prints what is
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 import time
@@ -35,20 +36,18 @@ PROMPTS = (
     "Once upon a time, there was a little girl named Lily. She",
     "Tom and his dog went to the park. They",
     "One day, a big bear was very hungry. He",
-    'Mom said, "It is time for bed." But Ben',
-    "The little bird could not fly. It",
 )
-TOKENS = 320
+TOKENS = 300
 FUSIONS = ("unite", "gac", "deepen", "average")
 GATES = ("always", "threshold", "safe")
 JUDGE = "bitllama-1M"
 PAIRS = (
     ("demo stories", "stories260K"),
     ("stories260K", "demo stories"),
-    ("demo stories", "demo facts"),
-    ("demo facts", "demo stories"),
     ("stories260K", "babyllama-361"),
     ("babyllama-361", "stories260K"),
+    ("demo stories", "demo facts"),
+    ("demo facts", "demo stories"),
 )
 SHORT = 100
 """Tokens where babyllama-361, which spells every character and has 256 positions, is a member."""
@@ -133,7 +132,7 @@ def measure(store: Store) -> None:
 
 def bits(row: dict[str, Any]) -> float:
     """Bits per byte of a row's answers under the judge."""
-    return -sum(row["nats"]) / sum(row["bytes"]) / 0.6931471805599453
+    return -float(sum(row["nats"])) / int(sum(row["bytes"])) / math.log(2)
 
 
 def line(store: Store, row: dict[str, Any]) -> str:
@@ -163,30 +162,65 @@ def summary(store: Store) -> list[str]:
     lines = []
     for fusion in FUSIONS:
         for gate in GATES:
-            rows = [store.find(pair=list(p), fusion=fusion, gate=gate) for p in PAIRS]
-            bases = [store.find(pair=list(p), gate="alone") for p in PAIRS]
-            both = [(r, b) for r, b in zip(rows, bases, strict=True) if r and b]
-            if not both:
+            found = [
+                [store.find(pair=list(p), fusion=fusion, gate=g) for g in (gate, "always")]
+                + [store.find(pair=list(p), gate="alone")]
+                for p in PAIRS
+            ]
+            whole = [[row for row in rows if row] for rows in found]
+            whole = [rows for rows in whole if len(rows) == 3]
+            if not whole:
                 continue
-            own = [bits_of(r, n) for r, _ in both for n in range(len(PROMPTS))]
-            base = [bits_of(b, n) for _, b in both for n in range(len(PROMPTS))]
-            gap = paired_bootstrap(own, base)
-            odd = sum(sum(r["unknown"]) for r, _ in both) / sum(sum(r["words"]) for r, _ in both)
-            again = sum(sum(r["repeated"]) for r, _ in both) / sum(sum(r["runs"]) for r, _ in both)
-            tokens = sum(r["tokens"] for r, _ in both)
-            forwards = sum(r["forwards"][1] for r, _ in both) / tokens
-            share = sum(r["fused"] for r, _ in both) / tokens
+            own, ungated, alone = (
+                [bits_of(rows[k], n) for rows in whole for n in range(len(PROMPTS))]
+                for k in range(3)
+            )
+            over = "" if gate == "always" else interval(own, ungated)
             lines.append(
-                f"| {fusion} | {gate} | {100 * share:.0f} % | {gap.mean:+.3f} "
-                f"({gap.low:+.3f} to {gap.high:+.3f}) | {100 * odd:.1f} % | {100 * again:.0f} % | "
-                f"{forwards:.2f} |"
+                f"| {fusion} | {gate} | {share(whole, 'fused', 'tokens'):.0f} % | {over} | "
+                f"{interval(own, alone)} | {share(whole, 'unknown', 'words'):.1f} % | "
+                f"{share(whole, 'repeated', 'runs'):.0f} % | {auxiliary(whole):.2f} |"
             )
     return lines
 
 
+def interval(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """A mean difference, answer by answer."""
+    gap = paired_bootstrap(ours, theirs)
+    return f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+
+
+def share(whole: Sequence[Sequence[dict[str, Any]]], part: str, of: str) -> float:
+    """Percent of one count in another over all pairs."""
+    sums = [[row[0][k] for row in whole] for k in (part, of)]
+    flat = [float(sum(sum(v) if isinstance(v, list) else v for v in each)) for each in sums]
+    return 100 * flat[0] / max(1, flat[1])
+
+
+def auxiliary(whole: Sequence[Sequence[dict[str, Any]]]) -> float:
+    """The auxiliary's forwards per token over all pairs."""
+    forwards: int = sum(row[0]["forwards"][1] for row in whole)
+    tokens: int = sum(row[0]["tokens"] for row in whole)
+    return forwards / tokens
+
+
+def in_order(store: Store) -> list[dict[str, Any]]:
+    """The rows by pair, fusion and gate."""
+    gates = ("alone", *GATES)
+    return sorted(
+        store.rows,
+        key=lambda row: (
+            PAIRS.index(tuple(row["pair"])),
+            FUSIONS.index(row["fusion"]),
+            gates.index(row["gate"]),
+        ),
+    )
+
+
 def bits_of(row: dict[str, Any], n: int) -> float:
     """Bits per byte of one answer under the judge."""
-    return -row["nats"][n] / max(1, row["bytes"][n]) / 0.6931471805599453
+    nats, size = float(row["nats"][n]), int(row["bytes"][n])
+    return -nats / max(1, size) / math.log(2)
 
 
 def main() -> None:
@@ -201,9 +235,9 @@ def main() -> None:
         measure(store)
     head = "tokens | fused | bits | unknown | repeated | forwards | time |"
     sys.stdout.write(f"| members | fusion | gate | {head}\n|{'---|' * 10}\n")
-    sys.stdout.write("".join(f"{line(store, row)}\n" for row in store.rows))
-    head = "fused | bits over main alone | unknown | repeated | forwards |"
-    sys.stdout.write(f"\n| fusion | gate | {head}\n|{'---|' * 7}\n")
+    sys.stdout.write("".join(f"{line(store, row)}\n" for row in in_order(store)))
+    head = "fused | bits over ungated | bits over main alone | unknown | repeated | forwards |"
+    sys.stdout.write(f"\n| fusion | gate | {head}\n|{'---|' * 8}\n")
     sys.stdout.write("".join(f"{each}\n" for each in summary(store)))
 
 
