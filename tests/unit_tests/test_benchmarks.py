@@ -141,3 +141,13 @@ def test_the_whole_command_runs_small():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "failed" not in done.stdout
+
+
+def test_the_page_on_gates_has_the_figures_of_its_file(common):
+    import gates
+
+    fixed = {"prompts": list(gates.PROMPTS), "tokens": [gates.TOKENS, gates.SHORT]}
+    store = gates.Store("gates", {**fixed, "judge": gates.JUDGE})
+    page = (FOLDER.parent / "docs" / "gates.md").read_text("utf-8")
+    assert len(store.rows) == len(gates.PAIRS) * (1 + len(gates.FUSIONS) * len(gates.GATES))
+    assert [line for line in gates.summary(store) if line not in page] == []
