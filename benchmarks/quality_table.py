@@ -5,8 +5,11 @@ No model is loaded; every interval is counted from the kept per-piece and per-it
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
+import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -31,6 +34,10 @@ Made by `python benchmarks/quality.py`; every figure comes from a file in `resul
 percent of bits, or percentage points of accuracy, with a paired 95 % bootstrap interval in
 brackets; **bold** where it excludes zero. Rows where the ensemble loses are kept.
 """
+RULES = """
+Percent of bits saved against the better member under the same fusion, on its own texts and members;
+what the rules are: [docs/weights.md](../docs/weights.md), `python benchmarks/weights.py`.
+""".strip()
 HOW = """
 `score` of {pieces} pieces ({size} bytes) of at most 230 bytes, shorter than the smallest context,
 of held-out TinyStories. Baseline: the better member *under the same fusion with all weight on it*;
@@ -171,17 +178,48 @@ def bars_table(held: dict[str, Any]) -> list[str]:
     return lines
 
 
-def gates_section(held: Any) -> list[str]:
-    """The table of ``gates.py``, as its result file has it."""
-    rows = held.get("rows", []) if isinstance(held, dict) else held
+def gates_section() -> list[str]:
+    """The tables of ``gates.py``, where it has been run."""
+    held = load("gates")
+    if not held["rows"]:
+        return ["Not measured: `python benchmarks/gates.py`."]
+    import gates
+
+    given, sys.argv = sys.argv, ["gates.py", "--table"]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as told_by_gates:
+            gates.main()
+    finally:
+        sys.argv = given
+    return [
+        "Long greedy answers of story tellers with different tokenizers, judged by a third model.",
+        "*bits*: of the answer under the judge; *unknown*: words that no story has; *repeated*:",
+        "four-word runs that came before; *forwards*: the auxiliary's, a token. More:",
+        "[docs/gates.md](../docs/gates.md).",
+        "",
+        *told_by_gates.getvalue().strip().splitlines(),
+    ]
+
+
+def rules_section() -> list[str]:
+    """Rules for weights, those that depend on the context among them, from ``weights.json``."""
+    path = RESULTS / "weights.json"
+    held = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    rows = [row for part in held.values() for row in part if "members" in row]
     if not rows:
-        return ["Not measured yet: `python benchmarks/gates.py`."]
-    names = [k for k in rows[0] if not isinstance(rows[0][k], (list, dict)) and k != "text"]
-    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    for row in rows:
-        cells = [row.get(n, "") for n in names]
-        shown = (f"{c:.4g}" if isinstance(c, float) else "" if c is None else str(c) for c in cells)
-        lines.append(f"| {' | '.join(shown)} |")
+        return ["Not measured: `python benchmarks/weights.py`."]
+    sets = list(dict.fromkeys((row["members"], row["fusion"]) for row in rows))
+    found = {(row["members"], row["fusion"], row["rule"]): row["saved"] for row in rows}
+    lines = [
+        "| rule | " + " | ".join(f"{members}, {fusion}" for members, fusion in sets) + " |",
+        "|---|" + "---|" * len(sets),
+    ]
+    for rule in dict.fromkeys(row["rule"] for row in rows):
+        cells = []
+        for one in sets:
+            saved = found.get((*one, rule))
+            cells.append(told(Interval(*(100 * value for value in saved))) if saved else "")
+        lines.append(f"| {rule} | {' | '.join(cells)} |")
     return lines
 
 
@@ -220,7 +258,8 @@ def page() -> str:
         ]
     if answers["rows"]:
         parts += [*specialists_section(answers), "", *confidence_section(answers), ""]
-    parts += ["## Ungated hurts, gated does not", "", *gates_section(load("gates")), ""]
+    parts += ["## Rules for weights", "", RULES, "", *rules_section(), ""]
+    parts += ["## Ungated hurts, gated does not", "", *gates_section(), ""]
     parts.append(RECIPE.read_text("utf-8") if RECIPE.exists() else "")
     return "\n".join(parts).rstrip() + "\n"
 
