@@ -61,12 +61,18 @@ def legal_ids(
     masks = []
     for place, voice in enumerate(voices):
         device = voice.member.device
-        kinds = tuple(_kind(row, place) for row in rows)
+        by_keys = voice.trie is None  # paths begin behind a lead: there every byte is the answer's
+        kinds = tuple(_kind(row, place, by_keys) for row in rows)
         if (kinds, device) not in moved:
-            block = [_allowed(row, place, voice.vocabulary, spelled, asked) for row in rows]
+            block = [
+                _allowed(row, kind, voice.vocabulary, spelled, asked)
+                for row, kind in zip(rows, kinds, strict=True)
+            ]
             moved[kinds, device] = torch.stack(block).to(device)  # the one transfer
         mask = _fit(moved[kinds, device], voice.member.logits_width)
-        if any(row.starts_apart(place) for row in rows):  # silent: its keys are no one's choice
+        if by_keys and any(
+            row.starts_apart(place) for row in rows
+        ):  # silent: its keys are no one's choice
             apart = torch.tensor([row.starts_apart(place) for row in rows], device=device)
             mask = mask & ~apart[:, None]
         masks.append(_with_ends(mask, voice, may_end, alone=len(voices) == 1))
@@ -79,21 +85,22 @@ def raw_end_ids(voice: Voice) -> tuple[int, ...]:
     return tuple(own or voice.vocabulary.end_ids)
 
 
-def _kind(row: Row, place: int) -> tuple[int, bool]:
+def _kind(row: Row, place: int, by_keys: bool) -> tuple[int, bool]:
     """Which matcher a voice follows, and whether its first key brings a space that is no byte."""
     assert row.grammar is not None  # legal_ids() asked
-    return row.grammar.which[place], bool(row.tracks[place].lead) and not row.records
+    leads = by_keys and bool(row.tracks[place].lead) and not row.records
+    return row.grammar.which[place], leads
 
 
 def _allowed(
     row: Row,
-    place: int,
+    kind: tuple[int, bool],
     vocabulary: VocabularyLike,
     spelled: Mapping[int, bytes],
     asked: dict[tuple[object, ...], Tensor],
 ) -> Tensor:
     """[W] bool on the CPU: ids whose bytes may come next in one row."""
-    which, leads = _kind(row, place)
+    which, leads = kind
     assert row.grammar is not None  # legal_ids() asked
     matcher = row.grammar.matchers[which]
     if leads and (which, "lead") not in asked:  # all such rows stand at the start alike

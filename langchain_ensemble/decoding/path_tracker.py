@@ -162,9 +162,10 @@ def follow_all(
     for place, tracker in enumerate(trackers):
         assert isinstance(tracker, PathTracker)  # the fusion asked for paths
         held = [b" " * row.tracks[place].lead + row.answer for row in rows]
+        begun = [row.records or row.grammar is not None for row in rows]  # masks know no lead
         stands = [
-            None if place and row.fragment else len(own) if row.records else 0
-            for own, row in zip(held, rows, strict=True)
+            None if place and row.fragment else len(own) if after else 0
+            for own, row, after in zip(held, rows, begun, strict=True)
         ]
         found.append(tracker.follow(distributions[place], held, stands, at))
     return found

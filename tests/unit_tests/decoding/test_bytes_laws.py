@@ -14,6 +14,7 @@ from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.fusion import Bytes, bytes_walk
 from langchain_ensemble.params import EnsembleParams, RequestParams
+from tests.unit_tests.decoding.automata import FOREIGN, RECORD, admit
 
 PROMPT = "Once upon a time, there was a"
 NAMES = ("stories260K", "bitllama-1M", "babyllama-361")
@@ -149,6 +150,34 @@ def test_a_stop_string_ends_the_answer(pair: Ensemble) -> None:
     cut = answer(pair, max_tokens=40, stop=[stop])
     assert cut.text == whole[: whole.index(stop)]
     assert cut.finish.reason == "stop"
+
+
+@pytest.mark.parametrize("main", ["stories260K", "babyllama-361"])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_answers_under_a_grammar_are_legal(
+    folders: dict[str, str], main: str, temperature: float
+) -> None:
+    request = RequestParams(max_tokens=60, temperature=temperature, seed=4, stop=["zq"])
+    members = [folders["stories260K"], folders["babyllama-361"]]
+    with (
+        ensemble(members, main=main) as owner,
+        admit(owner, [PROMPT, ""], request, RECORD) as decoding,
+    ):
+        answers = [row[0] for row in decoding.answers()]
+    for got in answers:
+        assert got.finish.reason == "stop"
+        assert RECORD.holds(got.text.encode())
+
+
+@pytest.mark.parametrize("kinds", [("llama", "gpt2"), ("gpt2", "llama")])
+def test_a_grammar_of_other_characters(pico: Callable[..., Path], kinds: tuple[str, str]) -> None:
+    with (
+        ensemble([str(pico(kind)) for kind in kinds]) as owner,
+        admit(owner, ["The text: "], RequestParams(max_tokens=40), FOREIGN) as decoding,
+    ):
+        got = decoding.answers()[0][0]
+    assert got.finish.reason == "stop"
+    assert FOREIGN.holds(got.text.encode())
 
 
 def test_marks_and_rollbacks_are_a_fresh_replay(coarse: Ensemble) -> None:
