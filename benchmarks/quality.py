@@ -1,7 +1,8 @@
 """Make ``benchmarks/quality.md``: ``python benchmarks/quality.py [PART ...]``.
 
 Parts, each a script of its own that keeps its figures in ``results/`` and goes on where it was
-broken off: ``train`` (``specialists.py``, half an hour of one thread), ``bits``, ``specialists``,
+broken off: ``train`` (``specialists.py``, half an hour of one thread), ``bits``, ``prompted``,
+``specialists``,
 ``gates`` (``gates.py``); none given: all. The page is written at the end from whatever is there.
 Delete a result file to measure it anew.
 """
@@ -19,6 +20,7 @@ HERE = Path(__file__).parent
 PARTS = {
     "train": "specialists.py",
     "bits": "quality_bits.py",
+    "prompted": "quality_prompted.py",
     "specialists": "quality_specialists.py",
     "gates": "gates.py",
 }

@@ -201,6 +201,29 @@ def gates_section() -> list[str]:
     ]
 
 
+def prompted_section() -> list[str]:
+    """Weights by the prompt, where there is one."""
+    held = load("quality_prompted")
+    lines = [
+        "| members (main first) | fusion | each with all weight | uniform | gain % | by prompt |"
+        " gain % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for group in groups(held["rows"]):
+        names, by = group[0]["members"], {row["weights"]: row["nats"] for row in group}
+        sizes = held["fixed"]["sizes"]
+        single = " / ".join(f"{bits(by[f'all on {name}'], sizes):.4f}" for name in names)
+        cells = [
+            cell
+            for way in ("uniform", "prompt")
+            for cell in (f"{bits(by[way], sizes):.4f}", told(gain(group, way, sizes)))
+        ]
+        lines.append(
+            f"| {' + '.join(names)} | {group[0]['fusion']} | {single} | {' | '.join(cells)} |"
+        )
+    return lines if held["rows"] else ["Not measured: `python benchmarks/quality_prompted.py`."]
+
+
 def rules_section() -> list[str]:
     """Rules for weights, those that depend on the context among them, from ``weights.json``."""
     path = RESULTS / "weights.json"
@@ -250,6 +273,12 @@ def page() -> str:
             "*better*, *worse*: sets of members whose interval lies above, below zero.",
             "",
             *default_table(held),
+            "",
+            "### Weights by the prompt",
+            "",
+            "The same pieces, of which the first 100 bytes are the prompt.",
+            "",
+            *prompted_section(),
             "",
             "### All rows",
             "",
