@@ -154,6 +154,8 @@ def to_device(distribution: MemberDistribution, device: torch.device) -> MemberD
         for name, value in vars(distribution).items()
         if torch.is_tensor(value)
     }
+    if distribution.paths is not None:
+        moved["paths"] = distribution.paths.to(device)
     return replace(distribution, **moved)
 
 

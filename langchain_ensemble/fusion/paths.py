@@ -37,6 +37,11 @@ class Paths:
     depth: Tensor
     end: Tensor
 
+    def to(self, device: torch.device) -> Paths:
+        """The same paths on another device, with all that is remembered."""
+        moved: dict[str, Tensor] = {name: value.to(device) for name, value in vars(self).items()}
+        return Paths(**moved)
+
     def mass(self, columns: Tensor) -> Tensor:
         """Log of the weight on some nodes [N, S, ...], all paths together: [N, ...]."""
         more = columns.dim() - self.base.dim()

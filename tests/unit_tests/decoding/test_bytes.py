@@ -30,7 +30,9 @@ def decoded(owner: Ensemble, prompt: str, **request: Any) -> tuple[bytes, list[b
 
 
 @pytest.mark.parametrize("main", ["stories260K", "babyllama-361"])
-@pytest.mark.parametrize("prompt", ["Once upon a time, there was a", ""])
+@pytest.mark.parametrize(
+    "prompt", ["Once upon a time, there was a", pytest.param("", marks=pytest.mark.slow)]
+)
 def test_the_loop_is_its_naive_twin(shared: Path, main: str, prompt: str) -> None:
     with ensemble(models(shared, "stories260K", "babyllama-361"), main=main) as owner:
         expected = naive_bytes(owner, prompt, 8, [0.5, 0.5])
@@ -47,7 +49,14 @@ def test_steps_of_several_bytes_are_the_naive_twins(shared: Path, mean: str) -> 
         assert max(map(len, keys)) > 1
 
 
-@pytest.mark.parametrize("kinds", [("llama", "qwen2"), ("qwen2", "llama"), ("gpt2", "llama")])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("llama", "qwen2"),
+        ("qwen2", "llama"),
+        pytest.param(("gpt2", "llama"), marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("prompt", ["Größe: 日本", ""])
 def test_any_bytes_are_the_naive_twins(
     pico: Callable[..., Path], kinds: tuple[str, str], prompt: str
