@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from langchain_core.load import dumps
 from langchain_core.prompts import PromptTemplate
 
 from langchain_ensemble import AbstainedError, ChatEnsemble, ConfigError, EnsembleLLM
+from langchain_ensemble.confidence import ConfidenceMap
 from langchain_ensemble.trace import Trace, tracing
 from langchain_ensemble.trace.summary import LIMIT
 
@@ -239,3 +242,30 @@ def test_a_refused_answer_is_traced_and_not_cached(llm: EnsembleLLM) -> None:
         assert [trace.text for trace in traces] == [ROME, ROME]
     finally:
         set_llm_cache(before)
+
+
+# calibration
+
+
+def test_a_calibration_makes_a_probability_of_it(llm: EnsembleLLM, tmp_path: Path) -> None:
+    file = tmp_path / "calibration.json"
+    texts = [f"Question: What is the capital of {c}?" for c in ("Peru", "Chad", "Cuba", "Mali")]
+    llm.calibrate(texts * 3, method="uniform", file=file)
+    kept = json.loads(file.read_text("utf-8"))
+    made = ConfidenceMap(("mean_logprob", "overruled"), (0.5, -2.0), 0.25)
+    file.write_text(json.dumps({**kept, "confidence": made.to_dict()}), "utf-8")
+    known = llm.model_copy(update={"calibration": str(file)})
+    raw = info(llm, logprobs=True)["ensemble"]["confidence"]
+    sure = info(known, logprobs=True)["ensemble"]["confidence"]
+    assert (raw["calibrated"], sure["calibrated"]) == (False, True)
+    expected = 1 / (1 + math.exp(-(0.25 + 0.5 * raw["mean_logprob"])))
+    assert sure["confidence"] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(AbstainedError) as caught:
+        known.invoke(KNOWN, abstain_below=0.9)
+    assert caught.value.confidence == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(AbstainedError) as engines:
+        known.engine.generate([KNOWN], known.request(abstain_below=0.9))
+    assert engines.value.confidence == pytest.approx(expected, abs=1e-5)
+    others = info(known, logprobs=True, weights=(0.5, 0.5))["ensemble"]["confidence"]
+    assert not others["calibrated"]
+    assert others["confidence"] == pytest.approx(raw["confidence"], abs=1e-4)
