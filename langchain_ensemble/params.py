@@ -232,11 +232,12 @@ def check_gate(gate: Gate) -> None:
     name = gate if isinstance(gate, str) else gate.get("name")
     if name not in GATES:
         raise ConfigError(unknown_name("gate", name, GATES))
-    for setting in () if isinstance(gate, str) else gate:
+    settings: Mapping[str, Any] = {} if isinstance(gate, str) else gate
+    for setting, value in settings.items():
         if setting != "name" and setting not in GATES[name]:
             raise ConfigError(unknown_name(f"setting of gate={name!r}", setting, GATES[name]))
         if setting != "name":
-            _check_gate_setting(name, setting, gate[setting])
+            _check_gate_setting(name, setting, value)
 
 
 def _check_gate_setting(gate: str, setting: str, value: Any) -> None:
