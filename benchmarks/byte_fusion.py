@@ -97,7 +97,8 @@ def steps() -> list[dict[str, Any]]:
                     size = sum(len(text.encode()) for text in texts)
                     row = {"pair": pair, "main": main, "loose": loose, "bytes": size / count}
                     rows.append({**row, "same": same, "texts": texts})
-                    say(f"| {main} | {pair[1]} | {loose:g} | {size / count:.2f} | {same} of {len(STARTS)} |")
+                    found = f"{size / count:.2f} | {same} of {len(STARTS)}"
+                    say(f"| {main} | {pair[1]} | {loose:g} | {found} |")
     return rows
 
 
