@@ -10,7 +10,6 @@ import numpy as np
 from quality_common import points, said
 
 from langchain_ensemble.choose.stats import Interval, auroc, risk_coverage
-from langchain_ensemble.confidence import raw_confidence
 
 Answers = list[dict[str, Any]]
 FITTED = (
@@ -25,8 +24,9 @@ FEWEST = 5
 """Wrong answers at least, to fit a map or to tell how well they are ranked."""
 TASK = """
 {count} held-out items, half sums, half facts of countries; exact match, greedy. Each specialist's
-training rows are 98 % its own half, 2 % the other; the one model has the parameters and the rows of
-both (`specialists.py`).
+training rows are 98 % its own half, 2 % the other; the one model has the parameters of both and
+{share:.0f} % of the rows that both had together (`specialists.py`). *Fused*: share of the steps in
+which both had a say. *Learned*: `llm.calibrate` on {dev} other items.
 """
 SURE = """
 AUROC of "this answer is wrong" on the same items (0.5: chance, 1: perfect), interval over items;
@@ -75,6 +75,12 @@ def best_member(held: dict[str, Any]) -> str:
     return max(("sums", "facts"), key=lambda name: sum(right(single[name]["test"], items)))
 
 
+def rows_of(single: dict[str, dict[str, Any]]) -> float:
+    """Rows that the one model learned from, over those of the two specialists together."""
+    count = {name: row["training"]["rows"] for name, row in single.items()}
+    return float(count.get("both", 0) / (count["sums"] + count["facts"]))
+
+
 def specialists_section(held: dict[str, Any]) -> list[str]:
     """Accuracy of everything, beside the best member."""
     items, single = held["fixed"]["test"], singles_of(held)
@@ -101,13 +107,15 @@ def specialists_section(held: dict[str, Any]) -> list[str]:
     lines = [
         "## Specialists",
         "",
-        *TASK.format(count=len(items)).strip().splitlines(),
+        *TASK.format(count=len(items), dev=len(held["fixed"]["dev"]), share=100 * rows_of(single))
+        .strip()
+        .splitlines(),
         "",
         "| | accuracy % | sums % | facts % | points over the best member |",
         "|---|---|---|---|---|",
     ]
     lines += [line(name, found, base, items) for name, found in rows]
-    for row in held["rows"]:
+    for row in sorted(held["rows"], key=lambda r: (r["system"], r["main"], r["fusion"], r["gate"])):
         if row["system"] in ("ensemble", "chat"):
             found = right(row["test"], items)
             gate = "" if row["gate"] == "always" else f", gate {row['gate']}"
@@ -220,9 +228,8 @@ def signals(
     found = {"main's mean logprob": [f["mean_main_logprob"] for f in features]}
     found[f"{row['main']}'s 5 samples: share that say the same"] = agreed
     if row["system"] == "ensemble":
-        found["ours: fused mean logprob"] = [f["mean_logprob"] for f in features]
+        found["ours: fused mean logprob (raw confidence)"] = [f["mean_logprob"] for f in features]
         found["ours: disagreement alone"] = [-f["mean_disagreement"] for f in features]
-        found["ours: raw confidence"] = [raw_confidence(f) for f in features]
         dev = right(row["dev"], held["fixed"]["dev"])
         if dev.count(0.0) >= FEWEST:
             found["ours: map"] = fitted(row["dev"], dev, row["test"])
