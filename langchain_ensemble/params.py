@@ -16,6 +16,7 @@ from langchain_ensemble.member import Member, Settings, derive_name, name_member
 from langchain_ensemble.roles import check_roles
 
 __all__ = [
+    "DEFAULT_FUSION",
     "DEFAULT_MAX_CONCURRENT",
     "DEFAULT_MAX_TOKENS",
     "DEFAULT_PREFIX_CACHE_GB",
@@ -45,6 +46,9 @@ Gate = str | Mapping[str, Any]
 WEIGHT_RULES = ("uniform", "calibrated", "prompt")
 """Weights that are not numbers: equal ones, those of the calibration, by the prompt's score."""
 
+DEFAULT_FUSION: dict[str, Any] = {"name": "average", "mean": "arithmetic"}
+"""What was never worse than the better member, measured (``benchmarks/quality.md``)."""
+
 DEFAULT_MAX_TOKENS = 256
 DEFAULT_MAX_CONCURRENT = 64
 DEFAULT_PREFIX_CACHE_GB = 2.0
@@ -70,7 +74,7 @@ class EnsembleParams(Settings):
     """
 
     members: tuple[Member, ...]
-    fusion: str | dict[str, Any] = "deepen"
+    fusion: str | dict[str, Any] = DEFAULT_FUSION
     main: str | None = None
     open_boundaries: Literal["discount", "vote"] = "discount"
     draft: Member | None = None

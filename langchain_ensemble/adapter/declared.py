@@ -9,6 +9,7 @@ from langchain_core.utils import secret_from_env
 from pydantic import ConfigDict, Field, SecretStr
 
 from langchain_ensemble.params import (
+    DEFAULT_FUSION,
     DEFAULT_MAX_CONCURRENT,
     DEFAULT_MAX_TOKENS,
     DEFAULT_PREFIX_CACHE_GB,
@@ -23,7 +24,7 @@ class DeclaredFields(Serializable):
 
     members: tuple[Member, ...]
     """Name → Hub id, folder, settings or :class:`Member`; or a list of them (names derived)."""
-    fusion: Any = "deepen"
+    fusion: Any = DEFAULT_FUSION
     """``"deepen"``, ``"unite"``, ``"gac"``, ``"average"``, a dict with ``name``, an object."""
     main: str | None = None
     """The member whose vocabulary the answer is read in; default: the first."""

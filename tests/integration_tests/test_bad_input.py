@@ -40,7 +40,7 @@ class TestMembersThatCannotBeHad:
 
     def test_a_revision_of_a_folder(self, shared: Path) -> None:
         member = Member(folder(shared, "stories260K"), name="a", revision="v1")
-        with pytest.raises(MemberError, match="member 'a' has revision='v1'.*is a folder here"):
+        with pytest.raises(MemberError, match=r"member 'a' has revision='v1'.*is a folder here"):
             EnsembleLLM(members=[member]).load()
 
     def test_a_configuration_that_cannot_be_written(self, tmp_path: Path) -> None:

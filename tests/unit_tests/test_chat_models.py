@@ -157,8 +157,8 @@ class TestModelOverride:
         answer = chat.invoke("hi", model="b")
         assert answer.response_metadata["model_name"] == "b"
         assert answer.response_metadata["ensemble"]["member_tokens"].keys() == {"b"}
-        assert chat.invoke("hi").response_metadata["model_name"] == "deepen(a+b)"
-        own = chat.invoke("hi", model="deepen(a+b)")
+        assert chat.invoke("hi").response_metadata["model_name"] == "average(a+b)"
+        own = chat.invoke("hi", model="average(a+b)")
         assert own.response_metadata["ensemble"]["member_tokens"].keys() == {"a", "b"}
 
     def test_is_built_once_and_freed(self) -> None:
@@ -183,7 +183,7 @@ class TestModelOverride:
     def test_cache_tells_members_apart(self) -> None:
         chat = make(cache=InMemoryCache())
         names = [chat.invoke("hi", **ask).response_metadata["model_name"] for ask in ASKS * 2]
-        assert names == ["deepen(a+b)", "a", "b"] * 2
+        assert names == ["average(a+b)", "a", "b"] * 2
 
 
 ASKS: list[dict[str, Any]] = [{}, {"model": "a"}, {"model": "b"}]
@@ -317,7 +317,7 @@ class TestMessages:
         with get_usage_metadata_callback() as counted:
             make().invoke("hi")
             make().invoke("hi", model="a")
-        assert counted.usage_metadata.keys() == {"deepen(a+b)", "a"}
+        assert counted.usage_metadata.keys() == {"average(a+b)", "a"}
 
 
 def shout(text: str) -> str:
@@ -454,7 +454,7 @@ class TestBeside:
     def test_tracing_parameters(self) -> None:
         params = make(stop=["y"])._get_ls_params(stop=["x"], max_new_tokens=4, temperature=0.5)
         assert params["ls_provider"] == "ensemble"
-        assert params["ls_model_name"] == "deepen(a+b)"
+        assert params["ls_model_name"] == "average(a+b)"
         assert params["ls_stop"] == ["y", "x"]
         assert (params["ls_max_tokens"], params["ls_temperature"]) == (4, 0.5)
 
@@ -486,7 +486,7 @@ class TestRegister:
         assert (chat.temperature, chat.thinking) == (0.1, "main")
         either = init_chat_model(configurable_fields="any")
         config: Any = {"configurable": {"model": "ensemble:x/a"}}
-        assert either.invoke("hi", config=config).response_metadata["model_name"] == "deepen(a)"
+        assert either.invoke("hi", config=config).response_metadata["model_name"] == "average(a)"
         with pytest.raises(ConfigError, match="cannot read the configuration"):
             init_chat_model(f"ensemble:{tmp_path / 'gone.yaml'}")
 
