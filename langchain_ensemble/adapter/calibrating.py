@@ -26,7 +26,8 @@ class Calibrates(EnsembleFields):
     ) -> CalibrationReport:
         """Learn on a dev set how much each member counts, and measure what that is worth.
 
-        Every other text teaches; the rest test. The members read each text once.
+        A random half of the texts teaches, the same in every run; the rest test. The members read
+        each text once.
 
         Args:
             dev_set: Texts, or pairs of a prompt and the text that answers it; of a chat model,

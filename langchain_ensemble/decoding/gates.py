@@ -31,6 +31,10 @@ from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.fusion.base import FusedDistribution, MemberDistribution, MemberKeys
 
 OPEN, SURE, BOUNDARY, CONSENSUS = range(4)
+SLACK = 1e-6
+"""One of two equal members is sure, the other of something else: that is exactly one half, and
+rounding must not take it for consensus."""
+
 REASONS = (None, "sure", "boundary", "consensus")
 """Why main spoke alone, by the number that stands for it on the device."""
 
@@ -150,7 +154,8 @@ class Gatekeeper:
         ranks = [self._ordered.ranks_of(v.keys) for v in self._voices if v.keys is not None]
         together = agreement(distributions, weights, ranks, rank, after)
         others = weights[:, 1:].sum(-1) > 0  # else nobody is there to agree
-        codes = torch.where(others & (together > self.gate.consensus), float(CONSENSUS), OPEN)
+        limit = self.gate.consensus + SLACK
+        codes = torch.where(others & (together > limit), float(CONSENSUS), OPEN)
         return torch.where(apart(distributions, boundary, main.end), float(BOUNDARY), codes)
 
     def sharpened(self, fused: FusedDistribution, weights: Tensor) -> FusedDistribution:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from langchain_ensemble import ChatEnsemble, EnsembleLLM
+from langchain_ensemble.choose.calibrate import halves
 from langchain_ensemble.choose.calibration_report import CalibrationReport, Fit
 from langchain_ensemble.choose.learn import Texts, kind_of
 from langchain_ensemble.choose.listening import listen, read_samples
@@ -97,7 +98,7 @@ def test_texts_that_do_not_fit_are_read_again_and_say_the_same(llms):
 def test_learned_weights_are_at_least_as_good_as_any_on_a_grid(llms, fusion, tmp_path):
     llm = llms[fusion]
     report = llm.calibrate(TEXTS, file=tmp_path / "made.json")
-    taught = TEXTS[::2]
+    taught = [TEXTS[n] for n in halves(len(TEXTS))[0]]
     size = math.log(2) * sum(len(text.encode()) for text in taught)
 
     def bits(weights):
@@ -109,7 +110,7 @@ def test_learned_weights_are_at_least_as_good_as_any_on_a_grid(llms, fusion, tmp
     assert learned <= min(grid) + 1e-5
     assert learned >= min(grid) - 0.02
     assert report.texts == (4, 4)
-    held = TEXTS[1::2]
+    held = [TEXTS[n] for n in halves(len(TEXTS))[1]]
     size = math.log(2) * sum(len(text.encode()) for text in held)
     told = -sum(llm.score(text, weights="uniform").logprob for text in held) / size
     assert report.uniform == pytest.approx(told, rel=1e-5)
@@ -292,3 +293,13 @@ def test_a_report_can_be_kept_and_shown(tmp_path):
     assert (tmp_path / "curve.svg").read_text("utf-8") == MADE.plot()
     with pytest.raises(ConfigError, match="needs two members"):
         replace(MADE, curve=()).plot()
+
+
+def test_halves_are_no_pattern_of_the_order():
+    """A dev set put together by turns teaches both of its kinds."""
+    for count in range(8, 400):
+        taught, tested = halves(count)
+        assert (taught, tested) == halves(count)
+        assert sorted([*taught, *tested]) == list(range(count))
+        assert len(taught) - len(tested) in (0, 1)
+        assert 0.3 < sum(n % 2 for n in taught) / len(taught) < 0.7
