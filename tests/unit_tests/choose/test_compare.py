@@ -66,7 +66,13 @@ def test_signals_of_one_and_of_several_voices() -> None:
     assert [one.auroc and one.auroc.mean for one in found] == [1.0, 1.0]
     assert found[1].values == (1.0, 0.0, 1.0, 0.0)
     fused = [
-        reply(one.text, -0.5, share_fused=1.0, mean_disagreement=0.9 * (not good))
+        reply(
+            one.text,
+            -0.1 if good else -1.0,
+            mean_main_logprob=-0.5,
+            share_fused=1.0,
+            mean_disagreement=0.9 * (not good),
+        )
         for one, good in zip(alone, right, strict=True)
     ]
     found = signals(items, "ab", fused, right, "a", None)

@@ -68,7 +68,7 @@ def test_real_members(invoke, shared, members):
     assert told["fits"]
     assert told["problems"] == []
     stories, baby = told["members"]
-    assert (told["main"], told["fusion"]) == ("stories", "deepen")
+    assert (told["main"], told["fusion"]) == ("stories", "average")
     assert (stories["context"], baby["context"]) == (512, 256)
     assert (stories["logits_width"], baby["logits_width"]) == (512, 361)
     assert stories["end_ids"] == [2]
