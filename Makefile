@@ -44,7 +44,7 @@ demo-hub: $(DEMO)           ## the same with two small instruct models of the Hu
 cookbook: $(GROUPS)         ## run the notebooks from top to bottom and keep what they print
 	$(BIN)/python tools/run_cookbook.py
 
-test: $(GROUPS)             ## the whole suite, about 15 minutes on 2 cores
+test: $(GROUPS)             ## the whole suite, about 17 minutes on 2 cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not slow and not network" $(ARGS)
 
 acceptance: $(GROUPS)       ## ten times the random cases, and the long soaks; the log is committed
