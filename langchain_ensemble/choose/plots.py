@@ -12,6 +12,7 @@ from typing import Any
 
 from langchain_ensemble.choose.compare import System
 from langchain_ensemble.choose.findings import Findings
+from langchain_ensemble.choose.stats import Interval
 
 INK = "#010203"
 """Stands for the colour of text, and becomes the page's own."""
@@ -61,7 +62,7 @@ def accuracies(choice: Findings) -> str:
     def draw(axes: Any) -> None:
         systems = choice.systems[::-1]
         for place, system in enumerate(systems):
-            _bar(axes, place, system, choice.level)
+            _bar(axes, place, system, system.interval(choice.level))
         axes.set_yticks(range(len(systems)), [_short(system.name) for system in systems])
         ceiling = choice.ceilings[0]
         axes.axvline(100 * ceiling.oracle, color=INK, linestyle=":", linewidth=1)
@@ -74,8 +75,8 @@ def accuracies(choice: Findings) -> str:
     return _drawn(draw, 7, 1.2 + 0.42 * len(choice.systems))
 
 
-def _bar(axes: Any, place: int, system: System, level: float) -> None:
-    mean, low, high = (100 * value for value in system.interval(level))
+def _bar(axes: Any, place: int, system: System, interval: Interval) -> None:
+    mean, low, high = (100 * value for value in interval)
     kind = KINDS[system.kind]
     axes.errorbar(
         mean,
@@ -93,16 +94,7 @@ def differences(choice: Findings) -> str:
     def draw(axes: Any) -> None:
         systems = [one for one in choice.systems if one.name in choice.contests][::-1]
         for place, system in enumerate(systems):
-            mean, low, high = (100 * value for value in choice.contests[system.name].difference)
-            kind = KINDS[system.kind]
-            axes.errorbar(
-                mean,
-                place,
-                xerr=[[mean - low], [high - mean]],
-                fmt=MARKERS[kind],
-                color=COLOURS[kind],
-                capsize=3,
-            )
+            _bar(axes, place, system, choice.contests[system.name].difference)
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(range(len(systems)), [_short(system.name) for system in systems])
         axes.set_ylim(-0.6, len(systems) - 0.4)
