@@ -7,7 +7,7 @@ text stands in the member's system turn (``chat/view.py``). The empty text is no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from langchain_ensemble.errors import ConfigError, ContextError, unknown_name
 
@@ -30,6 +30,33 @@ def check_contexts(contexts: Contexts, names: Sequence[str]) -> None:
     for name in contexts or ():
         if name not in names:
             raise ConfigError(unknown_name("member in contexts", name, names))
+
+
+def no_context(
+    fusion: str, roles: Mapping[str, Any], contexts: Contexts, systems: Mapping[str, str | None]
+) -> str | None:
+    """Say that context-aware decoding has no context to be aware of.
+
+    Args:
+        fusion: Its name; of any other than ``"context_aware"`` nothing is said.
+        roles: Its settings.
+        contexts: As in a request.
+        systems: Member → its own system prompt, where that is read.
+
+    Returns:
+        What is to be warned of; None: its two members read different texts.
+    """
+    if fusion != "context_aware":
+        return None
+    reader, bare = str(roles["with_context"]), str(roles["without"])
+    mine, others = ((systems.get(n) or "", context_of(contexts, n)) for n in (reader, bare))
+    if mine != others:
+        return None
+    return (
+        f"fusion='context_aware' weighs more what a context adds, but members {reader!r} "
+        f"(with_context) and {bare!r} (without) read the same text; give the context to the first "
+        f"alone: contexts={{{reader!r}: text}}"
+    )
 
 
 def context_of(contexts: Contexts, name: str) -> str:

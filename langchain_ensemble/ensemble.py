@@ -18,7 +18,7 @@ from langchain_ensemble.building import Built, Progress, build, small_model
 from langchain_ensemble.chat.conversation import ChatRequest, Conversation
 from langchain_ensemble.choose.belonging import Calibrated, Reads
 from langchain_ensemble.confidence import sure_enough
-from langchain_ensemble.contexts import Contexts, check_contexts, context_of
+from langchain_ensemble.contexts import Contexts, context_of
 from langchain_ensemble.decoding.admission import kv_bytes
 from langchain_ensemble.decoding.engine import Decoding, Engine
 from langchain_ensemble.decoding.prefixes import PrefixCache
@@ -30,8 +30,7 @@ from langchain_ensemble.members.base import LoadedMember, MemberPrompt
 from langchain_ensemble.members.loading import load_member, load_members
 from langchain_ensemble.params import EnsembleParams, Gate, RequestParams, check_gate
 from langchain_ensemble.readers import DRAFT, Readers
-from langchain_ensemble.requests import Shares, limits_of, plain_task, rated, scored_by
-from langchain_ensemble.roles import refuse_weights
+from langchain_ensemble.requests import Shares, check, limits_of, plain_task, rated, scored_by
 from langchain_ensemble.scoring import Scores
 from langchain_ensemble.store import Store
 from langchain_ensemble.turn.tasks import TurnTasks
@@ -174,8 +173,7 @@ class Ensemble:
         return Turn(tasks, self._engine.visit(lambda: kv_bytes(tasks.whole())))
 
     def _task(self, built: Built, request: RequestParams, reads: Reads) -> Task:
-        refuse_weights(self.fusion, request.weights)
-        check_contexts(request.contexts, self.names)
+        check(self.fusion, self.params, request.weights, request.contexts, reads)
         learned = self._calibrated.weights(built, request.weights, reads)
         return replace(plain_task(built, self.params, request, learned), prefixes=self._prefixes)
 
@@ -228,9 +226,7 @@ class Ensemble:
             ConfigError: Unknown member, wrong weights, or a text that main cannot spell.
         """
         check_text(text)
-        check_contexts(contexts, self.names)
-        built = self._ready()
-        places, shares = self._scored_by(built, weights, member, prompt)
+        built, (places, shares) = self._scored_by(weights, member, prompt, contexts)
         prompts = self._readers.raw(built, places, prompt, contexts)
         return self._score(built, text, prompts, (places, shares), gate)
 
@@ -261,9 +257,7 @@ class Ensemble:
             ConfigError: As :meth:`score`.
         """
         check_text(answer)
-        check_contexts(contexts, self.names)
-        built = self._ready()
-        places, shares = self._scored_by(built, weights, member, conversation)
+        built, (places, shares) = self._scored_by(weights, member, conversation, contexts)
         views = [self._readers.view(built, place, contexts) for place in places]
         prompts = [view.prompt(conversation, ChatRequest()) for view in views]
         return self._score(built, answer, prompts, (places, shares), gate)
@@ -276,21 +270,23 @@ class Ensemble:
             yield built, self._readers
 
     def _scored_by(
-        self, built: Built, weights: Any, member: str | None, before: str | Conversation
-    ) -> Shares:
+        self, weights: Any, member: str | None, before: str | Conversation, contexts: Contexts
+    ) -> tuple[Built, Shares]:
         asked = weights if member is None else "uniform"
-        refuse_weights(self.fusion, asked)
         reads: Reads = "texts" if isinstance(before, str) else "conversations"
+        fusion = self.fusion if member is None else None
+        check(fusion, self.params, asked, contexts, reads)
+        built = self._ready()
         learned = self._calibrated.weights(built, asked, reads)
         with self._engine.alone():
-            return scored_by(built, self.params, weights, member, before, learned)
+            return built, scored_by(built, self.params, weights, member, before, learned)
 
     def _score(
         self, built: Built, text: str, prompts: Sequence[MemberPrompt], heard: Shares, gate: Gate
     ) -> Score:
         check_gate(gate)
         with self._engine.alone():
-            return self._scores.run(built, self.params, text, prompts, *heard, gate)
+            return self._scores.run(built, self.params, text, prompts, *heard, gate, self._prefixes)
 
     # facts
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from langchain_ensemble.building import Built
 from langchain_ensemble.chat.conversation import Conversation
+from langchain_ensemble.contexts import Contexts, check_contexts, no_context
 from langchain_ensemble.decoding.admission import Limits
 from langchain_ensemble.decoding.draft_model import DraftVoice
 from langchain_ensemble.decoding.protocols import Sampling
 from langchain_ensemble.decoding.rating import PromptWeights
 from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
+from langchain_ensemble.fusion.base import Fusion
 from langchain_ensemble.members.sampling import filters, penalty
 from langchain_ensemble.params import EnsembleParams, RequestParams
+from langchain_ensemble.roles import refuse_weights
 from langchain_ensemble.shares import resolve_weights
 
 Shares = tuple[tuple[int, ...], tuple[float, ...]]
@@ -76,6 +79,35 @@ def plain_task(
         warn=warn,
         draft=None if built.draft is None else DraftVoice(*built.draft),
     )
+
+
+def check(
+    fusion: Fusion | None,
+    params: EnsembleParams,
+    weights: Any,
+    contexts: Contexts,
+    reads: Literal["texts", "conversations"],
+) -> None:
+    """Refuse what does not fit the members, before anything is loaded.
+
+    Args:
+        fusion: The fusion; None: one member speaks alone.
+        params: What is fixed.
+        weights: As in a request.
+        contexts: As in a request.
+        reads: What the members read; of conversations also their own system prompts.
+
+    Raises:
+        ConfigError: Weights beside roles, or a context of nobody's.
+    """
+    check_contexts(contexts, params.names)
+    if fusion is None:
+        return
+    refuse_weights(fusion, weights)
+    systems = {} if reads == "texts" else {str(m.name): m.system for m in params.members}
+    missing = no_context(fusion.name, fusion.settings(), contexts, systems)
+    if missing is not None:
+        warn(missing)
 
 
 def rated(task: Task, before: Sequence[str | Conversation]) -> Task:

@@ -15,7 +15,15 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from langchain_ensemble import ChatEnsemble, ConfigError, ContextError, EnsembleLLM, Member
+from langchain_ensemble import (
+    ChatEnsemble,
+    ConfigError,
+    ContextError,
+    EnsembleLLM,
+    EnsembleWarning,
+    Member,
+)
+from langchain_ensemble.contexts import no_context
 from langchain_ensemble.demo import members
 from langchain_ensemble.demo.retrieval import HashedWords
 from langchain_ensemble.params import RequestParams
@@ -233,3 +241,21 @@ def test_roles_and_weights_are_checked_before_anything_is_read() -> None:
         EnsembleLLM(members={**two, "doc3": "z"}, fusion=ROLES)
     with pytest.raises(ConfigError, match="Did you mean 'strength'"):
         EnsembleLLM(members=two, fusion={**ROLES, "strenght": 1.0})
+
+
+def test_a_context_aware_answer_without_a_context_warns() -> None:
+    two = views(members()["facts"], 2)
+    missing = r"'doc1' \(with_context\) and 'doc2' \(without\) read the same text.*contexts="
+    with ChatEnsemble(members=two, fusion=ROLES, max_tokens=2) as aware:
+        with pytest.warns(EnsembleWarning, match=missing):
+            aware.invoke(QUESTION)
+        with pytest.warns(EnsembleWarning, match=missing):
+            aware.score(QUESTION, "Oslam.", contexts={"doc1": TOLD, "doc2": TOLD})
+        aware.score(QUESTION, "Oslam.", member="doc1")
+        aware.invoke(QUESTION, contexts={"doc1": TOLD})
+    two["doc1"] = two["doc1"].model_copy(update={"system": TOLD})  # its system prompt is a context
+    with ChatEnsemble(members=two, fusion=ROLES, max_tokens=2) as aware:
+        aware.invoke(QUESTION)
+    raw_prompts = no_context("context_aware", ROLES, None, {})  # they have no system turn
+    assert raw_prompts is not None
+    assert no_context("contrastive", {}, None, {}) is None

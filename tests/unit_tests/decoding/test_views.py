@@ -19,6 +19,8 @@ from langchain_ensemble.params import EnsembleParams, RequestParams
 from tests.naive import naive_greedy
 from tests.naive_bytes import naive_bytes
 
+pytestmark = pytest.mark.filterwarnings("ignore:fusion='context_aware' weighs more")
+
 PROMPT = "The fox said"
 CONTEXT = "Once upon a time there was a little fox who lived in the forest. "
 FUSIONS: dict[str, dict[str, Any]] = {
