@@ -25,6 +25,11 @@ class Traced:
         """The answer's text."""
         return self.trace.text
 
+    def __repr__(self) -> str:
+        """One line; everything is in the trace, and on its page."""
+        sure, count = self.trace.confidence.confidence, len(self.trace.tokens)
+        return f"Traced({self.text!r}, {count} tokens, confidence {sure:.2f})"
+
     def _repr_html_(self) -> str:
         return self.trace._repr_html_()
 

@@ -22,6 +22,7 @@ NAMES = [
     "03_agents_and_structured_output",
     "04_deepen_step_by_step",
     "05_your_own_fusion",
+    "06_is_it_worth_it",
 ]
 
 
@@ -74,6 +75,18 @@ def shows(source: str) -> bool:
     last = ast.parse(source).body[-1]
     value = isinstance(last, ast.Expr) and not source.rstrip().endswith(";")
     return "print(" in source or (value and "unload()" not in source)
+
+
+def test_a_trace_is_shown_without_its_times(runner):
+    book = read(NOTEBOOKS[-1])
+    outputs = [o for c in runner.code_cells(book) for o in c.outputs if "data" in o]
+    (page,) = [o.data["text/html"] for o in outputs if "text/html" in o.data]
+    assert "Peru" in page
+    assert "&quot;ms&quot;:0," in page
+    data = {"text/html": page.replace("&quot;ms&quot;:0,", "&quot;ms&quot;:1.25,")}
+    told = nbformat.v4.new_output("display_data", data, metadata={})
+    again = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("page", outputs=[told])])
+    assert runner.cleaned(again).cells[0].outputs[0].data["text/html"] == page
 
 
 def test_a_stale_output_is_found(runner):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ def test_traced_gives_the_answer_and_its_trace(llm: EnsembleLLM, chat: ChatEnsem
     assert Trace.from_json(result.trace.to_json()) == result.trace
     assert "capital</span>" in result.trace.to_html()
     assert result._repr_html_().startswith("<iframe")
+    assert re.fullmatch(r"Traced\('.*', \d+ tokens, confidence 0\.\d\d\)", repr(result))
     said = chat.traced("What is the capital of Italy?")
     assert said.answer.text == said.text
     assert "What is the capital of Italy?" in said.trace.prompt
