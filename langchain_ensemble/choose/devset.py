@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import string
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from langchain_ensemble.chat.conversation import ChatRole, Conversation, Message
-from langchain_ensemble.errors import ConfigError, unknown_name
-from langchain_ensemble.evaluate.metrics import METRICS, letter, normalise, number
+from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
+from langchain_ensemble.evaluate.metrics import (
+    check_gold,
+    check_metric,
+    judged,
+    letter,
+    normalise,
+    number,
+)
 
 Metric = str | Callable[[str, Sequence[str]], bool]
 Source = str | Path | Sequence[Mapping[str, Any]]
 
 FIELDS = ("prompt", "messages", "answer", "answers", "metric")
 ROLES = {"human": "user", "ai": "assistant"}
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = {*string.ascii_uppercase}
 
 
 @dataclass(frozen=True)
@@ -30,24 +39,29 @@ class Item:
         answers: Any of these is right.
         metric: A name of ``evaluate.metrics.METRICS``, or a function of the answer's text and
             ``answers``.
+        where: Which one of the dev set it is, for errors.
     """
 
     prompt: str | None
     messages: tuple[tuple[str, str], ...] | None
     answers: tuple[str, ...]
     metric: Metric
+    where: str = field(default="a question", compare=False)
 
     def right(self, text: str) -> bool:
-        """Whether an answer is right."""
-        judge = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
-        return bool(judge(text, self.answers))
+        """Whether an answer is right.
+
+        Raises:
+            ConfigError: The metric failed.
+        """
+        return judged(self.metric, text, self.answers, f"{self.where} ({self.text!r:.80})")
 
     def said(self, text: str) -> str:
         """What an answer comes to, so that two answers can be compared; empty: nothing."""
         if self.metric == "last_number":
             return str(found) if (found := number(text)) is not None else ""
         if self.metric == "letter":
-            return next((name for name in _LETTERS if letter(text, name)), "")
+            return next((name for name in LETTERS if letter(text, name)), "")
         return normalise(text)
 
     def question(self, chat: bool) -> str | tuple[tuple[str, str], ...]:
@@ -92,6 +106,8 @@ def read_dev_set(source: Source, *, metric: Metric = "exact_match") -> tuple[Ite
     if isinstance(source, str | Path):
         rows = _lines(Path(source).expanduser())
         where = f"dev set {str(source)!r}, line"
+    elif not isinstance(source, Iterable):
+        raise ConfigError(f"dev_set is {source!r}; give a file of JSON lines, or the items")
     else:
         rows = list(enumerate(source, 1))
         where = "dev set, item"
@@ -104,7 +120,21 @@ def read_dev_set(source: Source, *, metric: Metric = "exact_match") -> tuple[Ite
             f"{where.split(',')[0]} has items with prompt and items with messages; base models "
             "read prompts, instruct models messages: split it"
         )
+    _warn_of_letters(items)
     return items
+
+
+def _warn_of_letters(items: Sequence[Item]) -> None:
+    """Say how many questions no letter can answer right."""
+    lost = [i for i in items if i.metric == "letter" and not {*map(str.strip, i.answers)} & LETTERS]
+    if lost:
+        warnings.warn(
+            f"the right answer of {len(lost)} of {len(items)} questions is none of the letters A "
+            f"to Z ({lost[0].where}: {lost[0].answers[0]!r}), and metric 'letter' reads no other; "
+            "they count as wrong",
+            EnsembleWarning,
+            stacklevel=3,
+        )
 
 
 def _lines(path: Path) -> list[tuple[int, Any]]:
@@ -135,13 +165,14 @@ def _item(row: Any, metric: Metric, where: str) -> Item:
             both = "both" if one in row else "neither"
             raise ConfigError(f"{where} has {both} of {one} and {other}; give one of them")
     chosen = row.get("metric", metric)
-    if not callable(chosen) and chosen not in METRICS:
-        raise ConfigError(f"{where}: {unknown_name('metric', chosen, METRICS)}")
+    check_metric(chosen, where)
     prompt = row.get("prompt")
     if "prompt" in row and not isinstance(prompt, str):
         raise ConfigError(f"{where}: prompt is {prompt!r}; it must be a text")
     messages = _messages(row["messages"], where) if "messages" in row else None
-    return Item(prompt, messages, _answers(row, where), chosen)
+    answers = _answers(row, where)
+    check_gold(chosen, answers, where)
+    return Item(prompt, messages, answers, chosen, where)
 
 
 def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:

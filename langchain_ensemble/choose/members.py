@@ -75,7 +75,7 @@ def choose_members(
         ConfigError: No questions, one candidate, or settings that are wrong.
         MemberError: No candidate can be measured.
     """
-    members = {str(member.name): member for member in name_members(candidates)}
+    members = {str(one.name): one for one in name_members(candidates)} if candidates else {}
     items = read_dev_set(dev_set, metric=metric)
     _check(members, main, size, settings)
     if not 0 < level < 1:
@@ -107,8 +107,8 @@ def _check(
 ) -> None:
     if len(members) < 2:
         raise ConfigError(
-            f"candidates holds {len(members)}, {', '.join(members)!r}; to choose, at least 2 are "
-            "needed"
+            f"candidates holds {', '.join(map(repr, members)) or 'nobody'}; to choose, at least 2 "
+            "are needed"
         )
     if main is not None and main not in members:
         raise ConfigError(unknown_name("main member", main, members))

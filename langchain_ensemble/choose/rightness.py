@@ -16,8 +16,8 @@ from langchain_ensemble.choose.devset import Item, Metric
 from langchain_ensemble.choose.listening import Sample
 from langchain_ensemble.choose.stats import auroc
 from langchain_ensemble.choose.sureness import FEWEST, enough, learn_map
-from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
-from langchain_ensemble.evaluate.metrics import METRICS
+from langchain_ensemble.errors import ConfigError, EnsembleWarning
+from langchain_ensemble.evaluate.metrics import check_gold, check_metric
 from langchain_ensemble.llms import EnsembleLLM
 
 Model = EnsembleLLM | ChatEnsemble
@@ -38,23 +38,24 @@ def questions(samples: Sequence[Sample], metric: Metric) -> list[Item]:
     Raises:
         ConfigError: An unknown metric, texts without a prompt, or turns with tool calls.
     """
-    if not callable(metric) and metric not in METRICS:
-        raise ConfigError(unknown_name("metric", metric, METRICS))
+    check_metric(metric, "calibrate")
     return [_question(number, sample, metric) for number, sample in enumerate(samples)]
 
 
 def _question(number: int, sample: Sample, metric: Metric) -> Item:
+    where = f"item {number} of dev_set"
+    check_gold(metric, (sample.text,), where)
     if not sample.before:
         raise ConfigError(
-            f"item {number} of dev_set has no prompt, and right answers need a question; give "
+            f"{where} has no prompt, and right answers need a question; give "
             "pairs (prompt, answer), or leave metric= out"
         )
     if isinstance(sample.before, str):
-        return Item(sample.before, None, (sample.text,), metric)
+        return Item(sample.before, None, (sample.text,), metric, where)
     if any(message.calls for message in sample.before.messages):
-        raise ConfigError(f"item {number} of dev_set has tool calls; leave it out")
+        raise ConfigError(f"{where} has tool calls; leave it out")
     turns = tuple((message.role, message.text) for message in sample.before.messages)
-    return Item(None, turns, (sample.text,), metric)
+    return Item(None, turns, (sample.text,), metric, where)
 
 
 def weights_by_scores(

@@ -108,13 +108,13 @@ class Trial:
         """
         fields = (ChatEnsemble if self.chat else EnsembleLLM).model_fields
         found: list[dict[str, Any]] = []
-        for fusion in fusions or [fields["fusion"].default]:
+        for fusion in _several("fusions", fusions, fields["fusion"].default):
             if not isinstance(fusion, str | Mapping):
                 raise ConfigError(
                     f"fusions holds an object of {type(fusion).__qualname__}, which the suggestion "
                     "could not hold; give a name, or a mapping of a name and settings"
                 )
-            for gate in gates or [fields["gate"].default]:
+            for gate in _several("gates", gates, fields["gate"].default):
                 found.append({"fusion": fusion, "gate": gate})
         for plan in found:
             self.model(tuple(self.candidates), **plan)
@@ -131,14 +131,18 @@ class Trial:
 
         Raises:
             MemberError: None could be measured, or ``main`` could not.
+            ConfigError: The metric failed.
         """
         found = Alone()
         for name in self.candidates:
             try:
-                self._measure(name, budget, found)
+                size, replies = self._measure(name, budget)
             except EnsembleError as error:
                 found.left_out[name] = str(error)
                 warn(f"candidate {name!r} is left out: {error}")
+                continue
+            found.sizes[name], found.replies[name] = size, replies
+            found.systems[name] = self._system(name, "candidate", (name,), replies, size.memory)
         if not found.systems or main in found.left_out:
             told = "; ".join(f"{name}: {why}" for name, why in found.left_out.items())
             who = "no candidate" if not found.systems else f"main={main!r}"
@@ -161,7 +165,7 @@ class Trial:
                 "dev set, let each read its own template"
             )
 
-    def _measure(self, name: str, budget: int | None, found: Alone) -> None:
+    def _measure(self, name: str, budget: int | None) -> tuple[Size, list[Reply]]:
         model = self.model([name])
         (member,) = model.params.members
         size = measure(member, self.items, model.max_tokens)
@@ -169,9 +173,7 @@ class Trial:
             needs = "is not known" if size.memory is None else f"is {size.memory / 1e9:.2f} GB"
             raise MemberError(f"its memory {needs}, vram is {budget / 1e9:.2f} GB")
         self.stamps[name] = size.stamp
-        replies = [one for (one, *_) in self._ask(model, name)]
-        found.sizes[name], found.replies[name] = size, replies
-        found.systems[name] = self._system(name, "candidate", (name,), replies, size.memory)
+        return size, [one for (one, *_) in self._ask(model, name)]
 
     def _system(
         self,
@@ -269,6 +271,22 @@ class Trial:
         """Settings that ``from_config`` reads and that answer as a system did."""
         more = {**system.settings, "main": system.members[0], "logprobs": False}
         return self.model(system.members, **more).to_config()
+
+
+def _several(name: str, given: Sequence[Any] | None, default: Any) -> Sequence[Any]:
+    """What was given, or the default alone.
+
+    Raises:
+        ConfigError: One in place of several, or none at all.
+    """
+    if given is None:
+        return [default]
+    if isinstance(given, str | Mapping) or not given:
+        raise ConfigError(
+            f"{name} is {given!r}; give a list with at least one, or leave it out for the "
+            f"package's own, [{default!r}]"
+        )
+    return given
 
 
 def named(setting: str | Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from types import MappingProxyType
 
-from langchain_ensemble.errors import ConfigError
+from langchain_ensemble.errors import ConfigError, unknown_name
 
 Metric = Callable[[str, str | Sequence[str]], bool]
 
@@ -123,3 +123,61 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     }
 )
 """By name, as a task and the command line say them."""
+
+
+def judged(metric: str | Metric, prediction: str, gold: Sequence[str], where: str) -> bool:
+    """Say whether an answer is right, by a metric's name or by a function of the user's.
+
+    Args:
+        metric: A name of :data:`METRICS`, or a function of prediction and right answers.
+        prediction: The answer.
+        gold: Any of these is right.
+        where: Which question that is, for an error.
+
+    Raises:
+        ConfigError: The function raised something, or said neither True nor False.
+    """
+    function = METRICS[metric] if isinstance(metric, str) else metric
+    try:
+        said = function(prediction, gold)
+        if said not in (True, False):
+            raise TypeError(f"it gave {said!r:.80}, and a metric says True or False")
+    except Exception as error:  # whatever a user's function may raise
+        called = metric if isinstance(metric, str) else getattr(metric, "__qualname__", metric)
+        why = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"metric {called!r} failed at {where}, answer {prediction!r:.80}: {why}"
+        ) from error
+    return bool(said)
+
+
+def check_metric(metric: object, where: str) -> None:
+    """Refuse what is neither a function nor a name of :data:`METRICS`.
+
+    Args:
+        metric: What was given.
+        where: Who has it, for the error.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if not callable(metric) and not (isinstance(metric, str) and metric in METRICS):
+        raise ConfigError(f"{where}: {unknown_name('metric', metric, METRICS)}")
+
+
+def check_gold(metric: object, answers: Sequence[str], where: str) -> None:
+    """Refuse right answers that a named metric cannot compare anything with.
+
+    Args:
+        metric: A name of :data:`METRICS`; functions are not asked.
+        answers: The right ones.
+        where: Which question that is, for the error.
+
+    Raises:
+        ConfigError: Nothing can equal them.
+    """
+    if isinstance(metric, str):
+        try:
+            METRICS[metric]("", answers)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error

@@ -182,7 +182,7 @@ def _outcome(task: Task, question: Question, answer: Callable[[], str]) -> Outco
 
 
 def _judged(task: Task, question: Question, text: str) -> Outcome:
-    right = task.right(text, question.answers)
+    right = task.right(text, question)
     return Outcome(question.line, question.prompt, question.answers, text, right)
 
 

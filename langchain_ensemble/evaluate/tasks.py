@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from langchain_ensemble.errors import ConfigError, unknown_name
-from langchain_ensemble.evaluate.metrics import METRICS, Metric
+from langchain_ensemble.evaluate.metrics import Metric, check_gold, check_metric, judged
 
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 
@@ -62,13 +62,16 @@ class Task:
 
     def __post_init__(self) -> None:
         """Check the metric's name."""
-        if isinstance(self.metric, str) and self.metric not in METRICS:
-            raise ConfigError(f"task {self.name!r}: {unknown_name('metric', self.metric, METRICS)}")
+        check_metric(self.metric, f"task {self.name!r}")
 
-    def right(self, text: str, answers: Sequence[str]) -> bool:
-        """Say whether an answer is right."""
-        judge = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
-        return judge(text, answers)
+    def right(self, text: str, question: Question) -> bool:
+        """Say whether an answer is right.
+
+        Raises:
+            ConfigError: The metric failed.
+        """
+        where = f"task {self.name!r}, line {question.line}"
+        return judged(self.metric, text, question.answers, where)
 
     def questions(self, limit: int | None = None) -> tuple[Question, ...]:
         """Read the file.
@@ -121,11 +124,7 @@ class Task:
             raise ConfigError(
                 f"{where}: {self.answer!r} is {given!r}; it must be a text, or several"
             )
-        if isinstance(self.metric, str):
-            try:
-                METRICS[self.metric]("", answers)  # it refuses gold that no answer can equal
-            except ConfigError as error:
-                raise ConfigError(f"{where}: {error}") from error
+        check_gold(self.metric, answers, where)
         return answers
 
 

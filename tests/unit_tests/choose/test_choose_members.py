@@ -265,7 +265,9 @@ def test_templates_that_prompts_go_past_are_told() -> None:
     ("arguments", "said"),
     [
         (({"one": "x"}, DEV), "at least 2 are needed"),
+        (([], DEV), "candidates holds nobody; to choose, at least 2"),
         ((members(), []), "has no items"),
+        ((members(), None), "dev_set is None"),
         ((members(), [{**DEV[0], "metric": "exact"}]), "Did you mean 'exact_match'"),
     ],
 )
@@ -282,6 +284,9 @@ def test_what_cannot_be_chosen_from(arguments: Any, said: str) -> None:
         ({"fusions": ["unit"]}, "Did you mean 'unite'"),
         ({"gates": ["save"]}, "Did you mean 'safe'"),
         ({"fusions": [object()]}, "fusions holds an object"),
+        ({"fusions": []}, r"fusions is \[\]; give a list with at least one"),
+        ({"fusions": "unite"}, "fusions is 'unite'; give a list"),
+        ({"gates": ()}, r"gates is \(\); give a list with at least one"),
         ({"level": 1.5}, "level is 1.5"),
         ({"vram": "much"}, "vram is 'much'"),
         ({"vram": -1}, "vram is -1"),
@@ -297,6 +302,19 @@ def test_wrong_settings_are_refused_before_anything_is_loaded(
     nowhere = {"facts": "/nowhere/facts", "stories": "/nowhere/stories"}
     with pytest.raises(ConfigError, match=said):  # a warning would be an error, too
         choose_members(nowhere, DEV, **settings)
+
+
+def test_a_metric_that_fails_is_named_with_its_question(choice: Choice, answers: Path) -> None:
+    assert choice.questions  # all is answered
+
+    def broken(text: str, gold: Any) -> bool:
+        raise KeyError("Tokyo") if "Tokyo" in gold else ZeroDivisionError
+
+    with pytest.raises(
+        ConfigError, match=r"broken' failed at dev set, item 1 \('Question: What"
+    ) as e:
+        choose_members(members(), DEV, answers=answers, **{**SETTINGS, "metric": broken})
+    assert isinstance(e.value.__cause__, ZeroDivisionError)
 
 
 @pytest.mark.slow

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from langchain_ensemble.choose.devset import Item, read_dev_set
-from langchain_ensemble.errors import ConfigError
+from langchain_ensemble.errors import ConfigError, EnsembleWarning
 
 QUESTION = {"prompt": "2 + 2 =", "answer": "4"}
+METRIC = "last_number"
 
 
 def test_items_from_a_file_are_those_from_a_list(tmp_path: Path) -> None:
@@ -57,8 +58,8 @@ def test_metrics_judge_and_reduce(metric: Any, text: str, right: bool, said: str
 
 
 def test_a_common_metric_is_for_items_without_one() -> None:
-    first, second = read_dev_set([QUESTION, {**QUESTION, "metric": "contains"}], metric="letter")
-    assert (first.metric, second.metric) == ("letter", "contains")
+    first, second = read_dev_set([QUESTION, {**QUESTION, "metric": "contains"}], metric=METRIC)
+    assert (first.metric, second.metric) == (METRIC, "contains")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,8 @@ def test_a_common_metric_is_for_items_without_one() -> None:
         ([{**QUESTION, "messages": []}], "both of prompt and messages"),
         ([{**QUESTION, "answr": "a"}], "Did you mean 'answer'"),
         ([{**QUESTION, "metric": "exact"}], "Did you mean 'exact_match'"),
+        ([{**QUESTION, "metric": ["letter"]}], r"item 1: unknown metric \['letter'\]"),
+        ([{**QUESTION, "answer": "four", "metric": "last_number"}], "item 1: gold .* no number"),
         ([{"prompt": 3, "answer": "a"}], "prompt is 3"),
         ([{"prompt": "a", "answer": " "}], "answer is ' '"),
         ([{"prompt": "a", "answers": []}], r"answer is \[\]"),
@@ -94,3 +97,16 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path.write_text("\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="has no items"):
         read_dev_set(path)
+
+
+@pytest.mark.parametrize("said", [0.3, "no", None, [True]])
+def test_a_metric_says_true_or_false(said: Any) -> None:
+    item = Item("?", None, ("x",), lambda *_: said, "dev set, item 7")
+    with pytest.raises(ConfigError, match=r"item 7 \('\?'\), answer 'y': TypeError: it gave"):
+        item.right("y")
+
+
+def test_letters_that_no_answer_can_be_are_warned_of() -> None:
+    rows = [{"prompt": "?", "answer": one, "metric": "letter"} for one in ("A", "b", "Paris")]
+    with pytest.warns(EnsembleWarning, match=r"2 of 3 questions.*item 2: 'b'"):
+        read_dev_set(rows)

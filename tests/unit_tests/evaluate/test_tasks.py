@@ -94,8 +94,8 @@ def test_the_papers_tasks(shared):
     assert first.prompt.count("Question: ") == 5
     assert first.prompt.count("\n\n\nQuestion: ") == 4  # as between the examples
     assert first.prompt.endswith("\nLet's think step by step\n")
-    assert gsm8k.right("... so the answer is \\boxed{18}.", first.answers)
-    assert not gsm8k.right("", first.answers)
+    assert gsm8k.right("... so the answer is \\boxed{18}.", first)
+    assert not gsm8k.right("", first)
     assert (gsm8k.max_tokens, gsm8k.stop) == (512, ("Question:",))
 
     nq = paper_task("nq", folder)
@@ -103,20 +103,20 @@ def test_the_papers_tasks(shared):
     assert first.prompt.count("\n\nQuestion: ") == 5
     assert "\n\n\n" not in first.prompt
     assert first.prompt.endswith("\nAnswer:")
-    assert nq.right(" 2002", first.answers)
+    assert nq.right(" 2002", first)
 
     arc, piqa = paper_task("arc_challenge", folder), paper_task("piqa", folder)
     assert arc.questions(1)[0].prompt.startswith("Answer the question by replying A, B, C or D.\n")
-    assert arc.right(" C", arc.questions(1)[0].answers)
+    assert arc.right(" C", arc.questions(1)[0])
     assert [len(t.questions()) for t in (gsm8k, arc, piqa, nq)] == [1319, 1172, 1838, 1600]
     assert len(paper_task("gsm8k", folder, "dev300.jsonl").questions()) == 300
     for task in (gsm8k, arc, piqa, nq):  # gold is right
         asked = task.questions()
-        right = [task.right(q.answers[-1], q.answers) for q in asked]
+        right = [task.right(q.answers[-1], q) for q in asked]
         assert right.count(False) == (22 if task is arc else 0)  # those without choices
     for question in gsm8k.questions():
         value = question.answers[0].rsplit("answer is", 1)[1].replace(",", "")
-        assert gsm8k.right(f"So it is {value}.", question.answers)
+        assert gsm8k.right(f"So it is {value}.", question)
 
 
 # --- running --------------------------------------------------------------------------------------
