@@ -119,8 +119,9 @@ def ending_info(finish: Finish, usage: Usage, model_name: str) -> dict[str, Any]
 
     Returns:
         ``finish_reason``, ``model_name``, ``usage`` and ``ensemble`` (steps, the share of them that
-        was fused, ids read by each member); where it applies ``stop`` (the string that matched),
-        ``dropped_bytes`` (hex of an incomplete character at the end) and ``full_member``.
+        was fused, ids read by each member, ``weights`` where the prompt gave them); where it
+        applies ``stop`` (the string that matched), ``dropped_bytes`` (hex of an incomplete
+        character at the end) and ``full_member``.
     """
     info: dict[str, Any] = {
         "finish_reason": finish.reason,
@@ -136,6 +137,9 @@ def ending_info(finish: Finish, usage: Usage, model_name: str) -> dict[str, Any]
             "member_tokens": dict(usage.member_tokens),
         },
     }
+    if usage.prompt_weights:
+        weights = {name: round(share, 6) for name, share in usage.prompt_weights.items()}
+        info["ensemble"]["weights"] = weights
     if finish.stop is not None:
         info["stop"] = finish.stop
     if finish.dropped:

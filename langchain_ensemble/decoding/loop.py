@@ -335,7 +335,6 @@ class Loop:
     def usage(self) -> list[Usage]:
         """Counts of every row so far."""
         names = [voice.member.name for voice in self._task.voices]
-        seconds = dict(zip(names, self._caches.seconds, strict=True))
         return [
             Usage(
                 prompt_tokens=len(self._prompts[row.number][0].ids),
@@ -343,7 +342,8 @@ class Loop:
                 steps=len(row.records),
                 fused_steps=sum(record.fused for record in row.records),
                 member_tokens=dict(zip(names, self._read[row.number], strict=True)),
-                member_seconds=seconds,
+                member_seconds=dict(zip(names, self._caches.seconds, strict=True)),
+                prompt_weights=self._task.prompt_weights(row.number),
                 cached_tokens=dict(zip(names, self._caches.cached, strict=True)),
             )
             for row in self.rows

@@ -134,6 +134,18 @@ class Task:
             return []
         return [self.rating.weights[row // self.request.n] for row in rows]
 
+    def prompt_weights(self, row: int) -> dict[str, float]:
+        """Weights that a row's prompt gave, by member; empty where prompts give none, or not yet.
+
+        Args:
+            row: Its number.
+        """
+        prompt = row // self.request.n
+        if self.rating is None or prompt >= len(self.rating.weights):
+            return {}
+        names = (voice.member.name for voice in self.voices)
+        return dict(zip(names, self.rating.weights[prompt], strict=True))
+
     def drafted(self, read: Callable[[], Sequence[MemberPrompt]]) -> Task:
         """Let the draft model, if there is one, read its prompts.
 

@@ -27,6 +27,7 @@ class Count:
     _members: dict[str, int] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
     _cached: dict[str, int] = field(default_factory=dict)
+    _weights: dict[str, float] = field(default_factory=dict)
 
     def add(self, usage: Usage, reused: Mapping[str, int]) -> None:
         """Add a phase that wrote a part of the answer.
@@ -41,6 +42,7 @@ class Count:
         self._completion += usage.completion_tokens
         self.steps += usage.steps
         self._fused += usage.fused_steps
+        self._weights = self._weights or usage.prompt_weights
 
     def add_thought(self, usage: Usage, *, main: bool) -> None:
         """Add a phase in which one member thought.
@@ -76,6 +78,7 @@ class Count:
             thought_tokens=self._thought,
             member_seconds=dict(self._seconds),
             cached_tokens=dict(self._cached),
+            prompt_weights=dict(self._weights),
         )
 
 

@@ -99,6 +99,20 @@ def test_logprobs_are_those_of_the_weights(llm):
     assert llm.score(" Paris", PROMPTS[0]) == llm.score(" Paris", PROMPTS[0], weights=given)
 
 
+def test_the_metadata_say_what_each_prompt_got(llm):
+    said = llm.generate(PROMPTS, n=2).generations
+    for weights, answers in zip(weights_of(llm, PROMPTS), said, strict=True):
+        told = dict(zip(llm.engine.names, (round(w, 6) for w in weights), strict=True))
+        assert [a.generation_info["ensemble"]["weights"] for a in answers] == [told, told]
+    *_, last = llm._stream(PROMPTS[0])
+    assert (
+        last.generation_info["ensemble"]["weights"]
+        == said[0][0].generation_info["ensemble"]["weights"]
+    )
+    plain = llm.generate(PROMPTS[:1], weights="uniform").generations[0][0].generation_info
+    assert "weights" not in plain["ensemble"]
+
+
 def test_requests_side_by_side(llm):
     engine, request = llm.engine, RequestParams(max_tokens=8, weights="prompt")
     alone = [engine.generate([text], request)[0][0].text for text in PROMPTS]
@@ -137,6 +151,8 @@ def test_conversations_are_judged_by_what_the_user_says(llm):
     chat = ChatEnsemble.demo(fusion="average", max_tokens=8, temperature=0.0)
     said = [("system", "Be brief."), ("user", "What is the capital of France?")]
     given = dict(zip(llm.engine.names, own, strict=True))
-    assert chat.invoke(said, weights="prompt").content == chat.invoke(said, weights=given).content
+    message = chat.invoke(said, weights="prompt")
+    assert message.content == chat.invoke(said, weights=given).content
+    assert message.response_metadata["ensemble"]["weights"] == pytest.approx(given, abs=1e-6)
     told = chat.score(said, "Paris", weights="prompt")
     assert told.logprob == pytest.approx(chat.score(said, "Paris", weights=given).logprob)
