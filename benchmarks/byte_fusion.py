@@ -1,7 +1,8 @@
 """Fusion over bytes: what its two bounds cost, how long its steps are, what a step takes.
 
 Run: ``python benchmarks/byte_fusion.py`` (minutes on one CPU thread; reads the shared data).
-Prints three tables and writes ``benchmarks/results/byte_fusion.json``.
+Prints four tables and writes ``benchmarks/results/byte_fusion.json``; with ``shares``, ``steps``,
+``speed`` or ``choices`` behind it only those.
 """
 
 from __future__ import annotations
@@ -154,16 +155,45 @@ def speed(names: tuple[str, ...] = ("qwen2.5", "llama-3")) -> dict[str, float]:
     return found
 
 
+def choices() -> list[dict[str, Any]]:
+    """Four continuations of one prompt, which is read once or by each of them; ms of CPU."""
+    rows, text = [], pieces()[0]
+    ends = [text[n : n + 12] for n in (200, 210, 190, 180)]
+    members = [str(SHARED / "models" / name) for name in PAIRS[0]]
+    for fusion in ("average", "bytes"):
+        times: dict[str, list[float]] = {"once": [], "each": []}
+        for _ in range(7):
+            for name, cache in (("once", 1.0), ("each", 0.0)):
+                params = EnsembleParams(members=members, fusion=fusion, prefix_cache_gb=cache)
+                with Ensemble(params) as owner:
+                    owner.score(text[:30])  # whatever is made at first use
+                    begin = time.process_time()
+                    for end in ends:
+                        owner.score(end, text[:200])
+                    times[name].append((time.process_time() - begin) * 1e3)
+        each, once = (sorted(times[name])[3] for name in ("each", "once"))
+        rows.append({"fusion": fusion, "each": each, "once": once})
+        say(f"| {fusion} | {each:.0f} | {once:.0f} | {each / once:.2f} |")
+    return rows
+
+
+PARTS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "shares": ("| least share read | fused | " + " | ".join(PAIRS[0]) + " |", shares),
+    "steps": ("| main | with | left out | bytes a step | same text |", steps),
+    "speed": ("| fusion | ms a step |", speed),
+    "choices": ("| fusion | each reads the prompt, ms | read once, ms | ratio |", choices),
+}
+
+
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
-    say("| least share read | fused | " + " | ".join(PAIRS[0]) + " |")
-    found: dict[str, Any] = {"shares": shares()}
-    say("| main | with | left out | bytes a step | same text |")
-    found["steps"] = steps()
-    say("| fusion | ms a step |")
-    found["speed"] = speed()
     out = Path(ROOT) / "benchmarks" / "results" / "byte_fusion.json"
+    found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    for name in sys.argv[1:] or PARTS:
+        head, measure = PARTS[name]
+        say(head)
+        found[name] = measure()
     out.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from langchain_ensemble.building import Built
 from langchain_ensemble.decoding.byte_score import ByteScorer
 from langchain_ensemble.decoding.gates import Gatekeeper
+from langchain_ensemble.decoding.prefixes import PrefixCache
 from langchain_ensemble.decoding.records import Score
 from langchain_ensemble.decoding.score import Scorer
 from langchain_ensemble.members.base import MemberPrompt
@@ -30,6 +31,7 @@ class Scores:
         places: tuple[int, ...],
         shares: tuple[float, ...],
         gate: str | Mapping[str, Any] = "always",
+        prefixes: PrefixCache | None = None,
     ) -> Score:
         """Score a text.
 
@@ -41,6 +43,7 @@ class Scores:
             places: The voices' places, main first.
             shares: Their weights.
             gate: Where members are fused, as in a request.
+            prefixes: What was read of prompts before; texts after one prompt read it once.
 
         Returns:
             The score.
@@ -58,14 +61,18 @@ class Scores:
         keeper.check(weigh)
         if fuser is not None and hasattr(fuser, "over_bytes"):  # one voice too: comparable
             keeper.refuse_bytes()
-            walker = scorer if isinstance(scorer, ByteScorer) else ByteScorer(voices, prompts, text)
+            walker = (
+                scorer
+                if isinstance(scorer, ByteScorer)
+                else ByteScorer(voices, prompts, text, prefixes)
+            )
             score = walker.run(shares, fuser, places, size)
             self._last = (key, walker)
             return score
         if len(voices) == 1:  # alone it is main, and its own ids are walked
             voices = [voices[0].alone()]
             fuser = None
-        reader = scorer if isinstance(scorer, Scorer) else Scorer(voices, prompts, text)
+        reader = scorer if isinstance(scorer, Scorer) else Scorer(voices, prompts, text, prefixes)
         score = reader.run(shares, fuser, places, size, weigh, keeper)
         if reader.kept:
             self._last = (key, reader)

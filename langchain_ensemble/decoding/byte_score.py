@@ -20,13 +20,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from langchain_ensemble.constraints.utf8 import START, state_after
+from langchain_ensemble.constraints.utf8 import START
 from langchain_ensemble.decoding.choose import effective_weights
 from langchain_ensemble.decoding.fusing import check_finite, voice_distribution
+from langchain_ensemble.decoding.prefixes import PrefixCache
 from langchain_ensemble.decoding.protocols import ByteTrieLike, Voice
-from langchain_ensemble.decoding.reading import Reader, Stand
+from langchain_ensemble.decoding.reading import Reader, byte_stands
 from langchain_ensemble.decoding.records import Score
-from langchain_ensemble.decoding.state import Track
 from langchain_ensemble.errors import ConfigError, MemberError
 from langchain_ensemble.fusion.base import Fuser, MemberDistribution
 from langchain_ensemble.members.base import MemberPrompt
@@ -51,18 +51,26 @@ class ByteScorer:
 
     kept = True
 
-    def __init__(self, voices: Sequence[Voice], prompts: Sequence[MemberPrompt], text: str) -> None:
+    def __init__(
+        self,
+        voices: Sequence[Voice],
+        prompts: Sequence[MemberPrompt],
+        text: str,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         """Tokenise the text for every voice; nothing is run yet.
 
         Args:
             voices: Main first.
             prompts: One a voice.
             text: What is scored.
+            prefixes: What was read of prompts before; None: all is read here.
 
         Raises:
             ConfigError: Main cannot spell the text.
         """
         self._voices, self._prompts, self._text = voices, prompts, text
+        self._prefixes = prefixes
         self._data = text.encode()
         main = voices[0]
         spelled = main.vocabulary.encode(text)
@@ -113,7 +121,7 @@ class ByteScorer:
         """[M, n, 257] what the voices say, [n, M] where one says nothing, and windows."""
         said, windows = [], 1
         for voice, prompt in zip(self._voices, self._prompts, strict=True):
-            heard = Listener(voice, prompt, self._text)
+            heard = Listener(voice, prompt, self._text, self._prefixes)
             said.append(heard.listen().float())
             windows = max(windows, heard.windows)
         together = torch.stack(said)
@@ -137,21 +145,27 @@ Alive = list[tuple[int, float]]
 class Listener:
     """One voice's byte distributions along a text."""
 
-    def __init__(self, voice: Voice, prompt: MemberPrompt, text: str) -> None:
+    def __init__(
+        self,
+        voice: Voice,
+        prompt: MemberPrompt,
+        text: str,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         """Tokenise every prefix; nothing is run yet.
 
         Args:
             voice: The voice; it takes its own canonical ids.
             prompt: Its prompt.
             text: The text.
+            prefixes: What was read of prompts before; None: all is read here.
         """
         self._voice = voice
         self._lead = int(prompt.text_start and voice.vocabulary.dummy_prefix)
         self._held = b" " * self._lead + text.encode()
         whole = voice.vocabulary.encode(" " * self._lead + text).ids
-        self._states: list[int] = []
-        self._stands = self._plan(text, whole)
-        self._reader = Reader(voice, prompt, whole)
+        self._stands, self._states = byte_stands(voice, self._lead, text, whole)
+        self._reader = Reader(voice, prompt, whole, prefixes)
         self._rows: dict[int, _Row] = {}
 
     @property
@@ -190,53 +204,6 @@ class Listener:
         finally:
             self._reader.close()
         return said[self._lead :]
-
-    def _plan(self, text: str, whole: Sequence[int]) -> list[Stand | None]:
-        """Where the voice stands after every prefix of what it holds.
-
-        Inside a character on the keys of its bytes, longest first; None where there are none.
-        """
-        track = Track(self._voice.vocabulary, lead=self._lead)
-        found: list[Stand | None] = [Stand(0)] if self._lead else []
-        self._states = [START] if self._lead else []
-        agree, seen = 0, 0
-        for char in ["", *text]:
-            size = len(char.encode())
-            begin = seen
-            seen += size
-            if char:
-                for inside in range(1, size):
-                    part = char.encode()[:inside]
-                    ids = self._partial(part)
-                    stand = None if ids is None else Stand(agree, (*track.ids[agree:], *ids))
-                    found.append(stand)
-                    self._states.append(state_after(part))
-            elif not self._lead:
-                found.append(Stand(0))
-                self._states.append(START)
-                continue
-            if seen == len(self._held) - self._lead and char:
-                break  # nothing follows the last byte
-            kept, _ = track.take(self._held[self._lead : self._lead + begin + size].decode())
-            agree = min(agree, kept)
-            while agree < min(len(track.ids), len(whole)) and track.ids[agree] == whole[agree]:
-                agree += 1
-            found.append(Stand(agree, tuple(track.ids[agree:])))
-            self._states.append(START)
-        return found
-
-    def _partial(self, part: bytes) -> list[int] | None:
-        """Ids of the first bytes of a character."""
-        ids: list[int] = []
-        while part:
-            sizes = range(len(part), 0, -1)
-            size = next((n for n in sizes if self._trie.position(part[:n]) is not None), 0)
-            at = self._trie.position(part[:size])
-            if at is None:
-                return None
-            ids.append(int(self._trie.order[at]))
-            part = part[size:]
-        return ids
 
     def _directly(self, n: int) -> bool:
         """Whether a prefix's ids are those of the whole text."""

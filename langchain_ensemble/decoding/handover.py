@@ -56,11 +56,7 @@ def put_away(
     if task.prefixes is None:
         session.close()
         return
-    try:
-        task.prefixes.put(task.voices[place].member, task.request.cache_salt, session, ids, row)
-    except (MemoryLimitError, torch.OutOfMemoryError):  # nobody asked for a copy
-        session.close()
-        task.prefixes.clear()
+    task.prefixes.put(task.voices[place].member, task.request.cache_salt, session, ids, row)
 
 
 class Kept:

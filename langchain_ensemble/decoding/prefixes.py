@@ -17,6 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
+from langchain_ensemble.errors import MemoryLimitError
 from langchain_ensemble.members.base import LoadedMember, MemberSession
 
 USEFUL = 16
@@ -175,7 +178,12 @@ class PrefixCache:
             return
         if at > 0 and held[: len(group[at - 1].ids)] == group[at - 1].ids:
             self._drop(group[at - 1]).close()  # the new one begins with it
-        session = session.compact(row, len(held))
+        try:
+            session = session.compact(row, len(held))
+        except (MemoryLimitError, torch.OutOfMemoryError):  # nobody asked for a copy
+            session.close()
+            self.clear()
+            return
         nbytes = session.nbytes
         if nbytes > self.max_bytes:
             session.close()

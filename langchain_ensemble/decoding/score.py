@@ -24,6 +24,7 @@ from langchain_ensemble.decoding.fusing import (
 )
 from langchain_ensemble.decoding.gate_rules import mixed
 from langchain_ensemble.decoding.gates import OPEN, Gatekeeper, weights_behind
+from langchain_ensemble.decoding.prefixes import PrefixCache
 from langchain_ensemble.decoding.protocols import Voice
 from langchain_ensemble.decoding.reading import Reader, Stand, stands
 from langchain_ensemble.decoding.records import Score
@@ -57,6 +58,7 @@ class Scorer:
         voices: Sequence[Voice],
         prompts: Sequence[MemberPrompt],
         text: str,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         """Tokenise the text for every voice; nothing is run yet.
 
@@ -64,6 +66,7 @@ class Scorer:
             voices: Main first; one voice is scored raw.
             prompts: One a voice.
             text: What is scored.
+            prefixes: What was read of prompts before; None: all is read here.
 
         Raises:
             ConfigError: Main cannot spell the text.
@@ -96,7 +99,7 @@ class Scorer:
         self._kept: list[Chunk] | None = None
         self._stands = [plan for _, plan in plans]
         self._readers = [
-            Reader(voice, prompt, ids)
+            Reader(voice, prompt, ids, prefixes)
             for voice, prompt, (ids, _) in zip(voices, prompts, plans, strict=True)
         ]
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from langchain_ensemble.decoding.choose import effective_weights
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import ConfigError
+from langchain_ensemble.members.session import SessionBase
 from langchain_ensemble.params import EnsembleParams, RequestParams
 from tests.naive import _boundary, _distribution
 
@@ -170,3 +171,58 @@ def test_other_weights_cost_no_forward(shared: Path, monkeypatch: pytest.MonkeyP
     with open_ensemble(shared, names, fusion="average") as fresh:
         again = fresh.score(TEXT, weights={"stories260K": 0.9, "babyllama-361": 0.1})
     assert again == skewed
+
+
+@pytest.mark.parametrize("fusion", ["average", "bytes"])
+def test_texts_after_one_prompt_read_it_once(
+    shared: Path, fusion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks: list[tuple[str, int]] = []
+    submit = SessionBase.submit
+
+    def counted(self: SessionBase, ids: Any, keep: int | None = 1) -> Any:
+        blocks.append((self.engine.name, sum(map(len, ids))))
+        return submit(self, ids, keep)
+
+    monkeypatch.setattr(SessionBase, "submit", counted)
+    texts = [" They met a fox.", " A fox", " It’s 日本", " They met a fox. The fox ran away"]
+    names = ["stories260K", "babyllama-361"]
+    with open_ensemble(shared, names, fusion=fusion) as owner:
+        voices = owner._ready().voices
+
+        def told(prompt: str, *, kept: bool) -> list[Any]:
+            owner._prefixes.clear()
+            owner._prefixes.max_bytes = 2**30 if kept else 0  # else every text reads for itself
+            said = []
+            for text in texts:
+                blocks.clear()
+                score = owner.score(text, prompt)
+                said.append((score, {n: [c for m, c in blocks if m == n] for n in names}))
+            return said
+
+        for length in (60, 245):  # babyllama-361 has 256 positions: longer texts slide
+            prompt = (TEXT * 4)[:length]
+            sizes = {v.member.name: len(v.member.prompt(prompt).ids) for v in voices}
+            pairs = zip(told(prompt, kept=True), told(prompt, kept=False), strict=True)
+            slid: list[bool] = []
+            for number, ((score, read), (naive, all_read)) in enumerate(pairs):
+                assert score.logprob == pytest.approx(naive.logprob, rel=1e-6, abs=1e-5)
+                assert (score.is_greedy, score.windows) == (naive.is_greedy, naive.windows)
+                slid.append(score.windows > 1)
+                for name in names:
+                    saved = sizes[name] - 1 if number else 0
+                    assert sum(all_read[name]) - sum(read[name]) == saved
+                    assert len(all_read[name]) - len(read[name]) == (saved > 0)  # forwards
+            assert any(slid) == (length == 245)
+
+
+def test_what_was_decoded_is_not_read_again_to_be_scored(shared: Path) -> None:
+    with open_ensemble(shared, ["stories260K", "babyllama-361"], fusion="average") as owner:
+        afresh = owner.score(" there was a fox", TEXT)
+        owner._prefixes.clear()
+        owner.generate([TEXT], RequestParams(max_tokens=3))
+        held = len(owner._prefixes)
+        after = owner.score(" there was a fox", TEXT, weights=[0.4, 0.6])
+        assert owner.score(" there was a fox", TEXT).logprob == pytest.approx(afresh.logprob)
+        assert after.logprob != afresh.logprob
+        assert len(owner._prefixes) == held
