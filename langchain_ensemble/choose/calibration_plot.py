@@ -6,17 +6,14 @@ matplotlib is an extra (``plots``), imported when a picture is drawn.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from io import StringIO
 from itertools import pairwise
 from typing import Any
 
+from langchain_ensemble.choose.drawing import COLOURS, available, drawn
 from langchain_ensemble.errors import ConfigError
 
-CURVE, MARK = "#3b82c4", "#d1602f"
-"""Read on white and on black alike."""
-
 GREY = "#808080"
+"""Read on white and on black alike."""
 
 
 def draw_curve(
@@ -39,29 +36,14 @@ def draw_curve(
         raise ConfigError(
             f"a curve over one weight needs two members; this calibration has {len(names)}"
         )
-    if find_spec("matplotlib") is None:
+    if not available():
         raise ConfigError("pictures need matplotlib: pip install 'langchain-ensemble[plots]'")
-    import matplotlib
-    from matplotlib.figure import Figure
 
-    style: Any = {
-        "svg.fonttype": "none",  # text stays text
-        "svg.hashsalt": "langchain-ensemble",  # the same picture for the same numbers
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    style |= {
-        name: GREY
-        for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color",
-                     "ytick.color")
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(6, 3.4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot(*zip(*curve, strict=True), color=CURVE)
+    def draw(axes: Any) -> None:
+        axes.plot(*zip(*curve, strict=True), color=COLOURS[0])
         for text, weight in marks:
             bits = _at(curve, weight)
-            axes.plot([weight], [bits], marker="o", color=MARK)
+            axes.plot([weight], [bits], marker="o", color=COLOURS[1])
             axes.annotate(f"{text} {bits:.3f}", (weight, bits), xytext=(0, 14),
                           textcoords="offset points", ha="center")  # fmt: skip
         axes.margins(y=0.15)
@@ -69,10 +51,8 @@ def draw_curve(
             xlabel=f"weight of {names[0]}; the rest is {names[1]}'s",
             ylabel="bits per byte, held out",
         )
-        out = StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    return svg[svg.index("<svg") :]
+
+    return drawn(draw, 6, 3.4, GREY)
 
 
 def _at(curve: Sequence[tuple[float, float]], weight: float) -> float:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable
 from html import escape
 
+from langchain_ensemble.choose.drawing import available
 from langchain_ensemble.choose.findings import Findings
-from langchain_ensemble.choose.plots import available, pictures
+from langchain_ensemble.choose.plots import pictures
 from langchain_ensemble.choose.tables import Table, absent, differing, tables
 
 SHOWN = 30
@@ -20,14 +21,15 @@ h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .verdict { font-size: 1.15rem; border-left: .3rem solid #d1602f; padding: .6rem 1rem;
   background: var(--soft); overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
-.wide:focus-visible, summary:focus-visible { outline: 2px solid #3b82c4; }
+.wide:focus-visible, summary:focus-visible, pre:focus-visible { outline: 2px solid #3b82c4; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
-thead th { white-space: nowrap; }
-td { white-space: nowrap; } td:first-child { min-width: 9rem; white-space: normal; }
-table.text td { text-align: left; min-width: 8rem; overflow-wrap: anywhere; white-space: pre-wrap; }
+th:first-child { text-align: left; }
+thead th, td { white-space: nowrap; }
+tbody th { font-weight: normal; min-width: 9rem; }
+table.text :is(th, td) { text-align: left; min-width: 8rem; overflow-wrap: anywhere;
+  white-space: pre-wrap; }
 p.note { font-size: .9rem; opacity: .8; }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; min-width: 24rem; height: auto; }
 pre { background: var(--soft); padding: .6rem; overflow-x: auto; }
@@ -52,13 +54,16 @@ def page(found: Findings) -> str:
         *_examples(found),
         "<h2>The suggestion, as a configuration</h2>",
         f"<p>{escape(found.suggested_class)}.from_config reads it:</p>",
-        f"<pre>{escape(json.dumps(found.suggestion, indent=1, ensure_ascii=False))}</pre>",
+        '<pre tabindex="0" role="region" aria-label="The suggestion">'
+        f"{escape(json.dumps(found.suggestion, indent=1, ensure_ascii=False))}</pre>",
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(found.verdict.kind)}: which members belong together</title>"
-        f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(parts)
+        + "\n</main></body></html>\n"
     )
 
 
@@ -71,7 +76,9 @@ def _grid(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], kin
     """A table that scrolls by itself, by keyboard too."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+        f'<tr><th scope="row">{escape(first)}</th>'
+        f"{''.join(f'<td>{escape(cell)}</td>' for cell in rest)}</tr>"
+        for first, *rest in rows
     )
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(title)}">'
@@ -111,7 +118,7 @@ def _examples(found: Findings) -> list[str]:
     title += f" (the first {SHOWN})" if len(places) > SHOWN else ""
     columns = ("question", "right", ours.name, best.name)
     return [
-        f"<h2>{escape(title)}</h2><details><summary>show</summary>"
+        f"<h2>{escape(title)}</h2><details><summary>show questions and answers</summary>"
         f"{_grid(title, columns, rows, 'text')}</details>"
     ]
 

@@ -6,54 +6,22 @@ matplotlib is an extra (``plots``); without it there are no pictures, and the pa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from io import StringIO
 from typing import Any
 
 from langchain_ensemble.choose.compare import System
+from langchain_ensemble.choose.drawing import COLOURS, available, drawn
 from langchain_ensemble.choose.findings import Findings
 from langchain_ensemble.choose.stats import Interval
 
 INK = "#010203"
 """Stands for the colour of text, and becomes the page's own."""
 
-COLOURS = ("#3b82c4", "#d1602f", "#2f9e6e", "#9a6bc9", "#b8860b", "#c2476f")
-"""Read on white and on black alike."""
-
 MARKERS = ("o", "s", "^", "D", "v", "P")
 KINDS = {"candidate": 0, "self-consistency": 3, "vote": 4, "ensemble": 1}
 
 
-def available() -> bool:
-    """Whether matplotlib is installed."""
-    return find_spec("matplotlib") is not None
-
-
 def _drawn(draw: Callable[[Any], None], width: float, height: float) -> str:
-    """Draw on one set of axes; the SVG's text."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    style: Any = {
-        "svg.fonttype": "none",  # text stays text
-        "svg.hashsalt": "langchain-ensemble",  # the same picture for the same numbers
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    style |= {
-        name: INK
-        for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color",
-                     "ytick.color", "grid.color")
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure.add_subplot())
-        out = StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return drawn(draw, width, height, INK).replace(INK, "currentColor")
 
 
 def accuracies(choice: Findings) -> str:
@@ -156,10 +124,10 @@ def pictures(choice: Findings) -> Sequence[tuple[str, str]]:
     """
     if not available():
         return ()
-    drawn = [("Accuracy of each system, with exact intervals", accuracies(choice))]
+    made = [("Accuracy of each system, with exact intervals", accuracies(choice))]
     if choice.contests:
-        drawn.append((f"Difference to {choice.best}, the best alone", differences(choice)))
+        made.append((f"Difference to {choice.best}, the best alone", differences(choice)))
     if choice.signals:
-        drawn.append(("Wrong answers among the surest", risk_coverage(choice)))
-        drawn.append(("Confidence against share right", reliability(choice)))
-    return drawn
+        made.append(("Wrong answers among the surest", risk_coverage(choice)))
+        made.append(("Confidence against share right", reliability(choice)))
+    return made

@@ -31,7 +31,10 @@ class Choice(Findings):
     def _repr_html_(self) -> str:
         """The page, in a frame of its own so that its style stays there: for notebooks."""
         inner = escape(page(self))
-        return f'<iframe srcdoc="{inner}" style="width:100%;height:40rem;border:0"></iframe>'
+        return (
+            f'<iframe srcdoc="{inner}" sandbox title="Which members belong together?" '
+            'style="width:100%;height:40rem;border:0"></iframe>'
+        )
 
     def __str__(self) -> str:
         """The verdict."""

@@ -56,7 +56,7 @@ def _systems(found: Findings) -> Table:
     return Table(
         f"{len(found.questions)} questions, {100 * found.level:.4g} % intervals",
         (
-            *("", "right %", "interval", "against the best", "sign test p"),
+            *("system", "right %", "interval", "against the best", "sign test p"),
             *("memory", "s / answer", "characters", "fused %"),
         ),
         tuple(_row(found, system) for system in found.systems),
@@ -116,7 +116,7 @@ def _pairs(found: Findings) -> Table:
     note = together if len(found.members) > 1 else f"{found.members[0]} was not ensembled"
     return Table(
         "How alike candidates are",
-        ("", "gap", "length ratio", "same answer %", "same first word %", "both wrong %"),
+        ("candidates", "gap", "length ratio", "same answer %", "same first word %", "both wrong %"),
         rows,
         f"{note} ({told})" if told else note,
     )
@@ -134,7 +134,7 @@ def _ceilings(found: Findings) -> Table:
     )
     return Table(
         "What no vote and no router can pass",
-        ("", "at least one right %", "all wrong %", "interval"),
+        ("candidates", "at least one right %", "all wrong %", "interval"),
         rows,
         "a policy that returns one of their answers is right at most where one of them is; fusion "
         "of tokens can say what none of them says",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from langchain_ensemble import ChatEnsemble, EnsembleLLM, Member, choose_members
-from langchain_ensemble.choose import page, plots
+from langchain_ensemble.choose import drawing, page
 from langchain_ensemble.choose.asking import Answers
 from langchain_ensemble.choose.candidates import measure
 from langchain_ensemble.choose.devset import read_dev_set
@@ -148,10 +149,33 @@ def test_the_page_needs_nothing_else(choice: Choice, tmp_path: Path) -> None:
     assert frame.open == []
 
 
+def test_the_page_can_be_read_by_keyboard_and_aloud(choice: Choice) -> None:
+    html = choice.to_html()
+    for scrolls in re.findall(r'<(?:div class="wide"|pre)([^>]*)>', html):
+        assert 'tabindex="0"' in scrolls
+        assert re.search(r'role="\w+".* aria-label="[^"]+"|aria-label="[^"]+".* role', scrolls)
+    assert "<th></th>" not in re.sub(r' scope="\w+"', "", html)
+    rows = html.count("<tr>") - html.count("<thead>")
+    assert html.count('<th scope="row">') == rows
+    assert html.count("<main>") == 1
+
+
+def test_names_are_text_and_nothing_else(choice: Choice) -> None:
+    sly = "<script>alert(1)</script>$\\frac{$--><b>"
+    first, *others = choice.systems
+    texts = (sly, *first.texts[1:])
+    told = replace(choice, systems=(replace(first, texts=texts), *others), left_out={sly: sly})
+    told = replace(told, questions=(sly, *choice.questions[1:]), skipped={"$\\frac{$": sly})
+    for html in (told.to_html(), drawing.drawn(lambda a: a.set_title(sly), 2, 2, "#000000")):
+        assert "<script" not in html
+        assert "<b>" not in html
+        assert "&lt;script&gt;" in html
+
+
 def test_without_matplotlib_there_are_tables(
     choice: Choice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     html = page.page(choice)
     assert "<svg" not in html
     assert "langchain-ensemble[plots]" in html
