@@ -35,7 +35,11 @@ Config = Annotated[
     typer.Option("-c", "--config", metavar="FILE", help="Members and settings, as to_config()."),
 ]
 Fusion = Annotated[
-    str | None, typer.Option(metavar="NAME", help="average, deepen (default), gac or unite.")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="average (geometric), bytes, deepen, gac or unite; default: the arithmetic average.",
+    ),
 ]
 Weights = Annotated[
     str | None, typer.Option(metavar="A=0.6,B=0.4", help="One a member, sum 1; or uniform, prompt.")
