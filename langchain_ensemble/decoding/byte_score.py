@@ -102,13 +102,10 @@ class ByteScorer:
         if self._said is None:
             self._said = self.hear()
         said, silent, windows = self._said
-        rows = torch.tensor([list(weights)]).expand(len(self._data), -1)
-        rows = effective_weights(rows, silent, torch.ones_like(rows))
-        wide = rows.new_zeros(len(rows), num_members)
-        wide[:, list(places)] = rows
-        logps = said.new_full((num_members, *said.shape[1:]), -torch.inf)
-        logps[list(places)] = said
-        mixed = getattr(fuser, "over_bytes")(logps, wide)  # noqa: B009  # not every Fuser has it
+        if len(self._voices) == 1:  # itself, whatever role it has
+            mixed = said[0]
+        else:
+            mixed = _mixed(said, silent, weights, fuser, (places, num_members))
         target = torch.tensor(list(self._data))
         got = mixed.gather(-1, target[:, None])[:, 0].clamp_min(LOWEST).double()
         if bool(got.isnan().any()):
@@ -126,6 +123,26 @@ class ByteScorer:
             windows = max(windows, heard.windows)
         together = torch.stack(said)
         return together, (together.amax(-1) == -torch.inf).T, windows
+
+
+def _mixed(
+    said: Tensor,
+    silent: Tensor,
+    weights: Sequence[float],
+    fuser: Fuser,
+    seats: tuple[Sequence[int], int],
+) -> Tensor:
+    """[n, 257] what a fusion makes of some voices [m, n, 257], put at their places among all."""
+    places, size = seats
+    rows = torch.tensor([list(weights)]).expand(len(silent), -1)
+    rows = effective_weights(rows, silent, torch.ones_like(rows))
+    wide = rows.new_zeros(len(rows), size)
+    wide[:, list(places)] = rows
+    logps = said.new_full((size, *said.shape[1:]), -torch.inf)
+    logps[list(places)] = said
+    mix = getattr(fuser, "over_bytes")  # noqa: B009  # not every Fuser has it
+    mixed: Tensor = mix(logps, wide)
+    return mixed
 
 
 class _Row:

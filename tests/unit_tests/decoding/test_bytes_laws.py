@@ -12,7 +12,7 @@ import torch
 from langchain_ensemble.decoding import byte_score
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import ConfigError
-from langchain_ensemble.fusion import Bytes, bytes_walk
+from langchain_ensemble.fusion import Bytes, Contrastive, bytes_walk
 from langchain_ensemble.params import EnsembleParams, RequestParams
 from tests.unit_tests.decoding.automata import FOREIGN, RECORD, admit
 
@@ -209,3 +209,15 @@ def test_what_cannot_be_a_mean_is_refused() -> None:
     for mean in ("quadratic", True, float("nan"), float("inf"), 1e-9, None):
         with pytest.raises(ConfigError, match="mean"):
             Bytes(mean=mean)  # type: ignore[arg-type]
+
+
+def test_one_members_score_is_its_own_whatever_its_role(
+    folders: dict[str, str], pair: Ensemble
+) -> None:
+    roles = Contrastive(expert="stories260K", amateur="babyllama-361")
+    params = EnsembleParams(members=[folders["stories260K"], folders["babyllama-361"]])
+    with Ensemble(params, fusion=roles) as owner:
+        for name in ("stories260K", "babyllama-361"):
+            own = pair.score(" there was a fox", PROMPT, member=name)
+            assert owner.score(" there was a fox", PROMPT, member=name) == own
+            assert own.bits_per_byte < 4
