@@ -71,14 +71,14 @@ class Answers:
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the answers {str(path)!r}: {error}") from error
+        if lines and not lines[-1].endswith("\n"):  # a run was killed while it wrote
+            lines.pop()
+            path.write_text("".join(lines), encoding="utf-8")
         for place, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
                 self._kept[row["key"]] = [Reply(**reply) for reply in row["replies"]]
             except (ValueError, TypeError, KeyError) as error:
-                if place == len(lines) and not line.endswith("\n"):  # a run was killed
-                    path.write_text("".join(lines[:-1]), encoding="utf-8")
-                    return
                 raise ConfigError(
                     f"answers {str(path)!r}, line {place} is no answer of an earlier run "
                     f"({error}); give a file that choose wrote, or a new one"

@@ -68,6 +68,10 @@ def calibrate(
             EnsembleWarning,
             stacklevel=3,
         )
+    if file is not None and not Path(file).expanduser().absolute().parent.is_dir():
+        raise ConfigError(  # said before hours of reading
+            f"the calibration cannot be written to {str(file)!r}: there is no such folder"
+        )
     if llm.calibration is not None:  # the new one takes its place, so the old one is not read
         llm = llm.model_copy(update={"calibration": None})
     samples = read_samples(dev_set, _converse(llm), FEWEST)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from langchain_ensemble.choose.calibration_plot import draw_curve
+from langchain_ensemble.choose.findings import save
 from langchain_ensemble.choose.stats import Interval
 
 Method = Literal["learned", "adapt", "uniform"]
@@ -118,7 +119,8 @@ class CalibrationReport:
             The SVG's text.
 
         Raises:
-            ConfigError: Not two members, or matplotlib (the extra ``plots``) is missing.
+            ConfigError: Not two members, no matplotlib (the extra ``plots``), or it cannot be
+                written there.
         """
         names = list(self.weights)
         marks = (
@@ -128,7 +130,7 @@ class CalibrationReport:
         )
         svg = draw_curve(self.curve, names, marks)
         if path is not None:
-            Path(path).expanduser().write_text(svg, encoding="utf-8")
+            save(path, svg)
         return svg
 
     def rows(self) -> list[tuple[str, float, str]]:

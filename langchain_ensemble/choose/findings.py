@@ -11,6 +11,7 @@ from typing import Any, Literal
 from langchain_ensemble.choose.compare import Ceiling, Pair, System
 from langchain_ensemble.choose.signals import Signal
 from langchain_ensemble.choose.verdict import Contest, Verdict
+from langchain_ensemble.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,30 @@ class Findings:
 
         Returns:
             The text.
+
+        Raises:
+            ConfigError: It cannot be written there.
         """
         text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
         if path is not None:
-            Path(path).expanduser().write_text(text + "\n", encoding="utf-8")
+            save(path, text + "\n")
         return text
+
+
+def save(path: str | Path, text: str) -> None:
+    """Write a text where the user wants it.
+
+    Args:
+        path: An existing file is replaced.
+        text: What is written, as UTF-8.
+
+    Raises:
+        ConfigError: It cannot be written there.
+    """
+    try:
+        Path(path).expanduser().write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -271,8 +271,9 @@ class Texts:
         left = keep_bytes
         for number in range(len(sizes)):
             rows = read(number)
-            left -= sum(one.nbytes for one in rows)
-            self._kept.append(rows if left >= 0 else None)
+            size = sum(one.nbytes for one in rows)
+            self._kept.append(rows if size <= left else None)
+            left -= size if size <= left else 0
             if on_progress is not None:
                 on_progress("reading texts", number + 1, len(sizes))
         self.again = sum(rows is None for rows in self._kept)
@@ -328,13 +329,14 @@ class Texts:
         def value(at: Sequence[float]) -> float:
             return sum(self.nats(at, numbers)) / unit
 
-        slopes = []
+        here, slopes = value(weights), []
         for corner in range(len(weights)):
-            ahead = _towards(weights, corner, STEP)
-            behind = _towards(weights, corner, -STEP) if weights[corner] > 2 * STEP else None
-            before = value(weights) if behind is None else value(behind)
-            slopes.append((value(ahead) - before) / (STEP if behind is None else 2 * STEP))
-        return value(weights), slopes
+            ahead = value(_towards(weights, corner, STEP))
+            if weights[corner] > 2 * STEP:
+                slopes.append((ahead - value(_towards(weights, corner, -STEP))) / (2 * STEP))
+            else:
+                slopes.append((ahead - here) / STEP)
+        return here, slopes
 
 
 def _towards(weights: Sequence[float], corner: int, step: float) -> list[float]:

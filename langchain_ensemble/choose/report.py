@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from langchain_ensemble.choose.findings import Findings
+from langchain_ensemble.choose.findings import Findings, save
 from langchain_ensemble.choose.page import page
 
 
@@ -22,10 +22,13 @@ class Choice(Findings):
 
         Returns:
             The page; with pictures where matplotlib is installed (the extra ``plots``).
+
+        Raises:
+            ConfigError: It cannot be written there.
         """
         text = page(self)
         if path is not None:
-            Path(path).expanduser().write_text(text, encoding="utf-8")
+            save(path, text)
         return text
 
     def _repr_html_(self) -> str:

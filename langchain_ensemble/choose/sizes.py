@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from langchain_ensemble.errors import ConfigError
-
-ROOM = 1.1
-"""Share of the weights' size that must be free: buffers and the first forwards need some."""
+from langchain_ensemble.members.memory import HEADROOM
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(GB|GiB|MB|MiB)?\s*", re.IGNORECASE)
 _UNITS = {"gb": 1e9, "gib": 2.0**30, "mb": 1e6, "mib": 2.0**20}
@@ -53,7 +51,7 @@ def joint_memory(sizes: Sequence[Size]) -> int | None:
         if size.weights is None:
             return None
         weights[size.shared or place] = size.weights
-    return sum(int(size * ROOM) for size in weights.values()) + sum(size.own for size in sizes)
+    return sum(int(size * HEADROOM) for size in weights.values()) + sum(size.own for size in sizes)
 
 
 def read_vram(vram: str | float | None) -> int | None:

@@ -288,6 +288,26 @@ def risk_coverage(confidence: Numbers, wrong: Flags) -> list[tuple[float, float]
     return [(float((i + 1) / len(sure)), float(errors[i] / (i + 1))) for i in ends]
 
 
+def risk_at(curve: Sequence[tuple[float, float]], coverage: float) -> float:
+    """Share of wrong answers among the surest, where they are cut anywhere.
+
+    Args:
+        curve: What :func:`risk_coverage` gives.
+        coverage: Share of answers that are given, above 0. Of equally sure ones, a part that was
+            drawn by lot: what it holds of wrong ones on average.
+
+    Returns:
+        The share.
+    """
+    before = (0.0, 0.0)  # share given, and share given and wrong
+    for share, risk in curve:
+        if share >= coverage:
+            part = (coverage - before[0]) / (share - before[0])
+            return (before[1] + part * (share * risk - before[1])) / coverage
+        before = (share, share * risk)
+    return before[1] / before[0]
+
+
 def reliability(
     confidence: Numbers, right: Flags, bins: int = 10
 ) -> list[tuple[float, float, int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from langchain_ensemble.choose.compare import System
 from langchain_ensemble.choose.findings import Findings
-from langchain_ensemble.choose.stats import Interval
+from langchain_ensemble.choose.stats import Interval, risk_at
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _ceilings(found: Findings) -> Table:
 def _signals(found: Findings) -> Table:
     rows = []
     for one in found.signals:
-        half = next(risk for coverage, risk in one.risk_coverage if coverage >= 0.5)
+        half = risk_at(one.risk_coverage, 0.5)
         area = ("-", "") if one.auroc is None else _area(one.auroc)
         rows.append((one.name, *area, _percent(half)))
     learned = any("learned" in one.name for one in found.signals)

@@ -169,13 +169,18 @@ def _undecided(e: Evidence) -> Verdict:
     gain = seen if seen >= WORTH else WORTH
     discordant = max(e.against_best.discordant, gain)
     needed = max(needed_items(gain, discordant, e.level), e.items + 1)
+    few = (
+        f", but sign test p {e.against_best.p:.3f}"
+        if e.against_best.difference.excludes_zero
+        else ""
+    )
     what = "to tell" if seen >= WORTH else f"to tell a gain of {100 * WORTH:.0f} points"
     return Verdict(
         "undecided",
         f"The dev set of {e.items} is too small {what}: {e.ensemble} reaches "
         f"{_share(e.ensemble_accuracy)} against {_share(e.best_accuracy)} of {e.best} alone, "
-        f"{_told(e.against_best, e.level)}; at least {needed} items would be needed, and until "
-        f"then {e.best} alone costs less.",
+        f"{_told(e.against_best, e.level)}{few}; at least {needed} items would be needed, and "
+        f"until then {e.best} alone costs less.",
         needed,
     )
 

@@ -55,12 +55,12 @@ def choose(
     candidates, common = _read(members, config)
     with Bars() as bars:
         choice = choose_members(candidates, dev, on_progress=bars, **{**common, **given})
-    for path in out:
-        _write(choice, path)
     if as_json:
         say_json(choice.to_dict())
     else:
         show(choice, stdout())
+    for path in out:  # last: what cannot be written takes nothing else away
+        _write(choice, path)
 
 
 def _read(members: Sequence[str] | None, config: Path | None) -> tuple[Any, dict[str, Any]]:
@@ -81,15 +81,12 @@ def _read(members: Sequence[str] | None, config: Path | None) -> tuple[Any, dict
 
 
 def _write(choice: Choice, path: Path) -> None:
-    try:
-        if path.suffix == ".html":
-            choice.to_html(path)
-        elif path.suffix == ".json":
-            choice.to_json(path)
-        else:
-            write_config(path, choice.suggestion)
-    except OSError as error:
-        raise ConfigError(f"cannot write --out {str(path)!r}: {error}") from error
+    if path.suffix == ".html":
+        choice.to_html(path)
+    elif path.suffix == ".json":
+        choice.to_json(path)
+    else:
+        write_config(path, choice.suggestion)
 
 
 def show(choice: Choice, console: Console) -> None:

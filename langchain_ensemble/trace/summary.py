@@ -64,13 +64,13 @@ def summary(tokens: Sequence[TokenRecord], seconds: Sequence[float]) -> dict[str
         together gave the least, in their order: place, text, probability, disagreement).
     """
     count = len(tokens)
-    decided = Counter(name for name in map(decider, tokens) if name is not None)
+    decided = Counter(_cut(name) for name in map(decider, tokens) if name is not None)
     gates = Counter(token.gate for token in tokens if token.gate is not None)
     told: dict[str, Any] = {
         "tokens": count,
         "share_fused": _share(sum(token.fused for token in tokens), count),
         "share_overruled": _share(sum(token.overruled is True for token in tokens), count),
-        "decided": {_cut(name): _share(n, count) for name, n in sorted(decided.most_common(NAMED))},
+        "decided": {name: _share(n, count) for name, n in sorted(decided.most_common(NAMED))},
         "gate": {_cut(reason): n for reason, n in sorted(gates.most_common(NAMED))},
         "drafted": sum(token.drafted for token in tokens),
         "first_milliseconds": round(1000 * sum(seconds[:1]), 3),

@@ -250,6 +250,8 @@ def test_what_cannot_be_calibrated(llms):
     gated = llms["average"].model_copy(update={"gate": "safe"})
     with pytest.warns(EnsembleWarning, match="gate='safe' is left open"):
         gated.calibrate(TEXTS, method="uniform")
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        EnsembleLLM(members={"a": "/no", "b": "/where"}).calibrate(TEXTS, file="/no/where/w.json")
     with pytest.raises(ConfigError, match="must be a pair"):
         ChatEnsemble.demo(fusion="average").calibrate(TEXTS)
 

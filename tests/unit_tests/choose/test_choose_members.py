@@ -222,6 +222,9 @@ def test_a_run_that_was_killed_goes_on(choice: Choice, answers: Path, tmp_path: 
     torn.write_text("".join(lines[:3]) + lines[3][:40], encoding="utf-8")
     Answers(torn)
     assert torn.read_text("utf-8") == "".join(lines[:3])
+    torn.write_text(lines[0] + lines[1].rstrip("\n"), encoding="utf-8")  # all but its end
+    Answers(torn).put("next", [])
+    assert len(Answers(torn)._kept) == 2
     torn.write_text(lines[0] + '{"other": 1}\n' + lines[1], encoding="utf-8")
     with pytest.raises(ConfigError, match="line 2 is no answer of an earlier run"):
         Answers(torn)

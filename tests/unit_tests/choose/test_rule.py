@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from langchain_ensemble.choose.rule import Standing, group, length_ratio
-from langchain_ensemble.choose.sizes import ROOM, Size, joint_memory, read_vram
+from langchain_ensemble.choose.sizes import Size, joint_memory, read_vram
 from langchain_ensemble.errors import ConfigError
-from langchain_ensemble.members.memory import HEADROOM
 
 TEN, BIGGER = Size(0, 10, 1), Size(0, 25, 1)
 A = Standing("a", 0.80, 100, TEN)
@@ -82,7 +81,6 @@ def test_shared_weights_count_once() -> None:
     assert joint_memory([one, other, Size(1000, 0, 1, shared="v")]) == 2240
     assert joint_memory([Size(1000, 0, 1), Size(1000, 0, 1)]) == 2200
     assert joint_memory([one, Size(None, 0, 1)]) is None
-    assert ROOM == HEADROOM  # what loading asks for
     views = [Standing(name, 0.8, 100, size) for name, size in (("a", one), ("b", other))]
     assert group(views, size=2, budget=1140).members == ("a", "b")
 

@@ -89,6 +89,16 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
     assert math.isnan(stats.auroc([1, 2], [True, True]))
 
 
+def test_risk_at_a_share_is_the_mean_over_ways_to_cut_ties() -> None:
+    confidence, wrong = [0.9, 0.5, 0.5, 0.5, 0.1], [False, True, False, True, True]
+    curve = stats.risk_coverage(confidence, wrong)
+    for given in (1, 2, 3, 4, 5):
+        tied = list(itertools.permutations(wrong[1:4]))
+        risks = [sum([wrong[0], *ties, wrong[4]][:given]) / given for ties in tied]
+        assert stats.risk_at(curve, given / 5) == pytest.approx(sum(risks) / len(risks))
+    assert stats.risk_at(stats.risk_coverage([0.5] * 4, [True] + [False] * 3), 0.5) == 0.25
+
+
 def test_risk_coverage_keeps_equal_confidences_together() -> None:
     got = stats.risk_coverage([0.9, 0.5, 0.5, 0.1], [False, True, False, True])
     assert got == [(0.25, 0.0), (0.75, pytest.approx(1 / 3)), (1.0, 0.5)]

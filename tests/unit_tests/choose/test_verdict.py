@@ -50,6 +50,10 @@ CASES = {
         {"against_best": OPEN, "ensemble_accuracy": 0.63},
         *("undecided", "The dev set of 400 is too small to tell"),
     ),
+    "too small, says the sign test": (
+        {"against_best": against(0.08, 0.03, 0.13, p=0.06)},
+        *("undecided", "interval +3.0 to +13.0), but sign test p 0.060; at least"),
+    ),
     "too small for two points": (
         {"against_best": against(-0.01, -0.06, 0.05, p=0.8), "ensemble_accuracy": 0.59},
         *("undecided", "too small to tell a gain of 2 points"),

@@ -50,6 +50,11 @@ def test_tables_and_files(invoke: Any, dev: str, tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     again = json.loads(result.stdout)
     assert again == told
+    (tmp_path / "folder.html").mkdir()
+    outs = ["--out", str(tmp_path / "folder.html"), "--json"]
+    result = invoke("choose", "-c", str(config), "--dev", dev, *FAST[-4:-2], *answers, *outs)
+    assert (result.exit_code, json.loads(result.stdout)) == (2, told)  # nothing is lost
+    assert "cannot write" in result.stderr
 
 
 @pytest.mark.parametrize(

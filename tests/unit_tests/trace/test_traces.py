@@ -141,6 +141,12 @@ def test_a_summary_says_what_the_tokens_say(tokens: list[TokenRecord]) -> None:
     assert places == sorted(places)
 
 
+def test_names_that_are_cut_alike_are_counted_together() -> None:
+    said = [{"a" * 40 + name: -0.1} for name in "xyz"]
+    tokens = [TokenRecord(1, b"a", -0.1, members, True) for members in said]
+    assert summary(tokens, [0.1] * 3)["decided"] == {"a" * 29 + "…": 1.0}
+
+
 @pytest.mark.parametrize("text", [b"ordinary", "日本語の長い名前です".encode() * 9, b"\xff" * 90])
 def test_a_summary_of_4000_tokens_is_small(text: bytes) -> None:
     names = [f"{number} {text.decode('utf-8', 'replace')} 👩‍👩‍👧" * 9 for number in range(12)]
