@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, cast
 
 from langchain_ensemble.chat.conversation import ChatRole, Conversation, Message
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
+from langchain_ensemble.evaluate.lines import json_lines
 from langchain_ensemble.evaluate.metrics import (
     check_gold,
     check_metric,
@@ -104,7 +104,7 @@ def read_dev_set(source: Source, *, metric: Metric = "exact_match") -> tuple[Ite
             is named by its line or number.
     """
     if isinstance(source, str | Path):
-        rows = _lines(Path(source).expanduser())
+        rows = list(json_lines(source, "dev set"))
         where = f"dev set {str(source)!r}, line"
     elif not isinstance(source, Iterable):
         raise ConfigError(f"dev_set is {source!r}; give a file of JSON lines, or the items")
@@ -135,23 +135,6 @@ def _warn_of_letters(items: Sequence[Item]) -> None:
             EnsembleWarning,
             stacklevel=3,
         )
-
-
-def _lines(path: Path) -> list[tuple[int, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the dev set {str(path)!r}: {error}") from error
-    rows = []
-    for place, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append((place, json.loads(line)))
-            except ValueError as error:
-                raise ConfigError(
-                    f"dev set {str(path)!r}, line {place} is no JSON: {error}"
-                ) from error
-    return rows
 
 
 def _item(row: Any, metric: Metric, where: str) -> Item:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from langchain_ensemble.choose.calibrate import calibrate as learn
 from langchain_ensemble.cli.console import Bars, say
 from langchain_ensemble.cli.options import make
 from langchain_ensemble.errors import ConfigError, unknown_name
+from langchain_ensemble.evaluate.lines import json_lines
 from langchain_ensemble.llms import EnsembleLLM
 
 FIELDS = ("text", "prompt", "messages", "answer")
@@ -70,22 +70,11 @@ def read_lines(path: Path, *, chat: bool) -> list[Any]:
     Raises:
         ConfigError: The file cannot be read, or a line is none of these.
     """
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the dev set {str(path)!r}: {error}") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            found.append(_item(line, f"dev set {str(path)!r}, line {number}", chat))
-    return found
+    rows = json_lines(path, "dev set")
+    return [_item(row, f"dev set {str(path)!r}, line {number}", chat) for number, row in rows]
 
 
-def _item(line: str, where: str, chat: bool) -> Any:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where} is no JSON: {error}") from error
+def _item(row: Any, where: str, chat: bool) -> Any:
     if not isinstance(row, dict):
         raise ConfigError(f"{where} is {row!r:.80}; it must be an object with text, or answer")
     for name in row:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from langchain_ensemble.errors import ConfigError, unknown_name
+from langchain_ensemble.evaluate.lines import json_lines
 from langchain_ensemble.evaluate.metrics import Metric, check_gold, check_metric, judged
 
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -88,10 +89,12 @@ class Task:
         if limit is not None and limit < 1:
             raise ConfigError(f"task {self.name!r}: limit={limit}; at least one question is needed")
         found: list[Question] = []
-        for line, row in _rows(Path(self.file).expanduser()):
+        for line, row in json_lines(self.file, "questions"):
             if limit is not None and len(found) == limit:
                 break
-            where = f"{str(self.file)!r}, line {line}"
+            where = f"questions {str(self.file)!r}, line {line}"
+            if not isinstance(row, dict):
+                raise ConfigError(f"{where} is no object but {row!r:.80}")
             found.append(Question(line, self._prompt(row, where), self._answers(row, where)))
         if not found:
             raise ConfigError(f"{str(self.file)!r} holds no questions")
@@ -126,23 +129,6 @@ class Task:
             )
         check_gold(self.metric, answers, where)
         return answers
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the questions {str(path)!r}: {error}") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{str(path)!r}, line {number} is no JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ConfigError(f"{str(path)!r}, line {number} is no object but {row!r}")
-        yield number, row
 
 
 @dataclass(frozen=True)

@@ -110,3 +110,9 @@ def test_letters_that_no_answer_can_be_are_warned_of() -> None:
     rows = [{"prompt": "?", "answer": one, "metric": "letter"} for one in ("A", "b", "Paris")]
     with pytest.warns(EnsembleWarning, match=r"2 of 3 questions.*item 2: 'b'"):
         read_dev_set(rows)
+
+
+def test_a_file_as_windows_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "dev.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, [QUESTION] * 2)).encode())
+    assert read_dev_set(path) == read_dev_set([QUESTION] * 2)
