@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,11 @@ def _make(folder: Path) -> None:
         raise ConfigError(f"cannot make the folder {str(folder)!r}: {error}") from error
 
 
+def _as_file(name: str) -> str:
+    """A member's name as a part of a file's, on every system."""
+    return re.sub(r"[^\w.+-]", "_", name)
+
+
 HEAD = (
     "| task | who | right | of | accuracy | 95 % | not answered |\n"
     "|---|---|---:|---:|---:|---|---:|\n"
@@ -89,7 +95,7 @@ def _rows(llm: Model, name: str, asked: argparse.Namespace) -> str:
     ]
     if asked.out is not None:
         for who, result in zip([*names, "ensemble"], results, strict=True):
-            result.write(asked.out / f"{name}-{who}.jsonl")
+            result.write(asked.out / f"{name}-{_as_file(who)}.jsonl")
     lines = [
         _line(who, result) for who, result in zip([*names, llm.model_name], results, strict=True)
     ]

@@ -241,6 +241,12 @@ def test_the_command_line(llm, tmp_path, capsys):
     assert "prompts.json" in capsys.readouterr().err
     assert main([*command, "--no-members"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+    config = llm.to_config()
+    config["members"] = {f"my/{name}": one for name, one in config["members"].items()}
+    (tmp_path / "e.yaml").write_text(json.dumps(config), encoding="utf-8")
+    assert main([*command, "--out", str(tmp_path / "named"), "--limit", "1"]) == 0
+    made = {path.name for path in (tmp_path / "named").iterdir()}
+    assert made == {f"piqa-{who}.jsonl" for who in ("my_facts", "my_stories", "ensemble")}
 
 
 def test_nothing_warns_where_nothing_is_wrong(llm, questions):
