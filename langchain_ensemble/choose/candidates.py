@@ -9,6 +9,7 @@ import torch
 
 from langchain_ensemble.choose.devset import Item
 from langchain_ensemble.choose.sizes import Size
+from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.members.devices import resolve_device, resolve_dtype
 from langchain_ensemble.members.inspection import MemberInfo, inspect_member
 from langchain_ensemble.params import Member
@@ -29,7 +30,7 @@ def measure(member: Member, items: Sequence[Item], max_tokens: int | None) -> Si
         The sizes.
 
     Raises:
-        ConfigError: Settings that cannot be.
+        ConfigError: Settings that cannot be, or a question that is longer than its context.
         MemberError: It cannot be found, or is no causal language model.
     """
     info = inspect_member(member)
@@ -74,4 +75,10 @@ def _stamp(model: str, commit: str | None) -> str:
 
 def _length(info: MemberInfo, item: Item) -> int:
     """Tokens of a question, about."""
-    return len(info.tokenizer(item.text)["input_ids"]) + TURN * len(item.messages or ())
+    count = len(info.tokenizer(item.text, verbose=False)["input_ids"])
+    if info.context is not None and count > info.context:
+        raise ConfigError(
+            f"{item.where} ({item.text!r:.80}) has {count} tokens, and its context is "
+            f"{info.context} positions; leave out the question, or the candidate"
+        )
+    return count + TURN * len(item.messages or ())

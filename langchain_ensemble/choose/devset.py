@@ -20,6 +20,7 @@ from langchain_ensemble.evaluate.metrics import (
     normalise,
     number,
 )
+from langchain_ensemble.vocab.vocabulary import check_text
 
 Metric = str | Callable[[str, Sequence[str]], bool]
 Source = str | Path | Sequence[Mapping[str, Any]]
@@ -155,7 +156,12 @@ def _item(row: Any, metric: Metric, where: str) -> Item:
     messages = _messages(row["messages"], where) if "messages" in row else None
     answers = _answers(row, where)
     check_gold(chosen, answers, where)
-    return Item(prompt, messages, answers, chosen, where)
+    item = Item(prompt, messages, answers, chosen, where)
+    try:
+        check_text(item.text)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return item
 
 
 def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:

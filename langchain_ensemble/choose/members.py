@@ -18,6 +18,7 @@ from langchain_ensemble.choose.sizes import read_vram
 from langchain_ensemble.choose.sureness import enough, learn_map
 from langchain_ensemble.choose.trial import SAMPLED, VOTED, Alone, Together, Trial
 from langchain_ensemble.choose.verdict import Contest, Evidence, Verdict, decide
+from langchain_ensemble.contexts import check_contexts
 from langchain_ensemble.errors import ConfigError, unknown_name
 from langchain_ensemble.params import DEFAULT_MAX_TOKENS, Member, name_members
 
@@ -78,8 +79,8 @@ def choose_members(
     members = {str(one.name): one for one in name_members(candidates)} if candidates else {}
     items = read_dev_set(dev_set, metric=metric)
     _check(members, main, size, settings)
-    if not 0 < level < 1:
-        raise ConfigError(f"level is {level}; it must lie between 0 and 1, as 0.95 does")
+    if not isinstance(level, int | float) or not 0 < level < 1:
+        raise ConfigError(f"level is {level!r}; it must lie between 0 and 1, as 0.95 does")
     budget = read_vram(vram)
     common = {**settings, "logprobs": True}
     if "max_new_tokens" not in settings:
@@ -112,8 +113,9 @@ def _check(
         )
     if main is not None and main not in members:
         raise ConfigError(unknown_name("main member", main, members))
-    if size < 2:
-        raise ConfigError(f"size is {size}; an ensemble has at least 2 members")
+    if not isinstance(size, int) or size < 2:
+        raise ConfigError(f"size is {size!r}; an ensemble has at least 2 members")
+    check_contexts(settings.get("contexts"), list(members))
     for name in OURS:
         if name in settings:
             raise ConfigError(f"choose_members decides {name} itself; leave it out of settings")

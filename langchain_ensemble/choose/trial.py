@@ -242,7 +242,13 @@ class Trial:
         best = max(members, key=lambda name: alone.systems[name].accuracy)
         costs = {name: alone.sizes[name].parameters for name in members}
         found.samples = max(2, round(sum(costs.values()) / max(1, costs[best])))
-        rows = self._samples(best, max(SAMPLES, found.samples))
+        try:
+            rows = self._samples(best, max(SAMPLES, found.samples))
+            own = rows if found.main == best else self._samples(found.main, SAMPLES)
+        except EnsembleError as error:
+            found.skipped[SAMPLED] = str(error)
+            warn(f"{SAMPLED}: left out: {error}")
+            return
         replies = [
             compare.vote(item, row[: found.samples], likeliest=True)
             for item, row in zip(self.items, rows, strict=True)
@@ -256,7 +262,6 @@ class Trial:
             alone.systems[best].memory,
             settings=settings,
         )
-        own = rows if found.main == best else self._samples(found.main, SAMPLES)
         found.sampled = found.main, [row[:SAMPLES] for row in own]
 
     def _samples(self, name: str, count: int) -> Replies:

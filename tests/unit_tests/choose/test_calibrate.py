@@ -29,7 +29,8 @@ TEXTS = [
 ]
 ARITHMETIC = {"name": "average", "mean": "arithmetic"}
 HARMONIC = {"name": "bytes", "mean": "harmonic"}
-FUSIONS = ["average", ARITHMETIC, "gac", "unite", "deepen", "bytes", HARMONIC]
+GEOMETRIC = {"name": "bytes", "mean": "geometric"}
+FUSIONS = ["average", ARITHMETIC, "gac", "unite", "deepen", "bytes", GEOMETRIC, HARMONIC]
 
 
 @pytest.fixture(scope="module")

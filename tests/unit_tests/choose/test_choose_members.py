@@ -308,6 +308,9 @@ def test_what_cannot_be_chosen_from(arguments: Any, said: str) -> None:
     [
         ({"main": "fact"}, "Did you mean 'facts'"),
         ({"size": 1}, "size is 1"),
+        ({"size": "2"}, "size is '2'"),
+        ({"level": "0.9"}, "level is '0.9'"),
+        ({"contexts": {"fact": "x"}}, "Did you mean 'facts'"),
         ({"fusions": ["unit"]}, "Did you mean 'unite'"),
         ({"gates": ["save"]}, "Did you mean 'safe'"),
         ({"fusions": [object()]}, "fusions holds an object"),
@@ -329,6 +332,28 @@ def test_wrong_settings_are_refused_before_anything_is_loaded(
     nowhere = {"facts": "/nowhere/facts", "stories": "/nowhere/stories"}
     with pytest.raises(ConfigError, match=said):  # a warning would be an error, too
         choose_members(nowhere, DEV, **settings)
+
+
+def test_a_question_that_is_too_long_is_named_at_once(answers: Path) -> None:
+    long = {"prompt": "fox " * 3000, "answer": "x"}
+    told = r"'facts' is left out: dev set, item 7 \('fox fox.*\) has \d+ tokens, .* 2048 positions"
+    with pytest.warns(EnsembleWarning) as seen, pytest.raises(MemberError, match="no candidate"):
+        choose_members(members(), [*DEV, long], answers=answers, **SETTINGS)
+    assert re.search(told, str(seen[0].message))
+
+
+def test_samples_that_cannot_be_drawn_take_nothing_else_away(
+    answers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise MemberError("no room for 5 answers")
+
+    monkeypatch.setattr(Trial, "_samples", full)
+    with pytest.warns(EnsembleWarning, match="left out: no room"):
+        found = choose_members(members(), DEV, answers=answers, **SETTINGS)
+    assert "no room" in found.skipped[SAMPLED]
+    assert [one.kind for one in found.systems] == [*["candidate"] * 2, "vote", *["ensemble"] * 2]
+    assert found.to_html()
 
 
 def test_a_metric_that_fails_is_named_with_its_question(choice: Choice, answers: Path) -> None:

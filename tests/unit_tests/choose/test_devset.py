@@ -75,6 +75,7 @@ def test_a_common_metric_is_for_items_without_one() -> None:
         ([{**QUESTION, "metric": ["letter"]}], r"item 1: unknown metric \['letter'\]"),
         ([{**QUESTION, "answer": "four", "metric": "last_number"}], "item 1: gold .* no number"),
         ([{"prompt": 3, "answer": "a"}], "prompt is 3"),
+        ([{"prompt": "\ud800", "answer": "a"}], "item 1: the text has a lone surrogate"),
         ([{"prompt": "a", "answer": " "}], "answer is ' '"),
         ([{"prompt": "a", "answers": []}], r"answer is \[\]"),
         ([{"messages": [], "answer": "a"}], r"messages is \[\]"),
