@@ -22,6 +22,7 @@ import weakref
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -180,29 +181,9 @@ class BoundaryTracker:
         if not on:
             return logprobs.new_ones(())
         flat, whole = self._tensors(logprobs)
-        width, path = self._layout.width, whole[row]
-        shifts, lengths, slots, exact, size = [], [], [], [], 0  # segments, laid end to end
-        for where, low, high, found in self._alive(row, answer):
-            base = (row * SLOTS + where) * width
-            shifts.append(base + low - size)
-            lengths.append(high - low)
-            slots.append(where)
-            exact.append(base + (self._layout.nothing if found is None else found))
-            size += high - low
-        if not slots:  # one segment of nothing
-            nothing = row * SLOTS * width + self._layout.nothing
-            shifts, lengths, slots, exact, size = [nothing], [1], [0], [nothing], 1
-        plan = torch.tensor([shifts, lengths, slots, exact], device=flat.device)
-        to_here = path.take(plan[2])
-        shift = plan[0].repeat_interleave(plan[1], output_size=size)
-        paths = to_here.repeat_interleave(plan[1], output_size=size)
-        index = torch.arange(size, device=flat.device) + shift
-        through = (flat.take(index) + paths).logsumexp(0)
-        ended = (flat.take(plan[3]) + to_here).logsumexp(0)
-        lost = through == -torch.inf
-        base_line = through.masked_fill(lost, 0.0)
-        new = (ended - base_line).masked_fill(lost, 0.0)
-        path -= base_line
+        width, nothing, path = self._layout.width, self._layout.nothing, whole[row]
+        spans = self._alive(row, answer) or [(0, nothing, nothing + 1, None)]  # a sum of nothing
+        new = self._new_path(flat, path, row * SLOTS, spans)
         slot = self._visit(row, len(answer))
         target = row * SLOTS + slot
         stored = flat[target * width : (target + 1) * width]
@@ -213,6 +194,48 @@ class BoundaryTracker:
         torch.index_select(logprobs[0], 0, order, out=stored[: len(order)])
         self._bare.add(target)
         return new.exp().clamp_max(1.0)
+
+    def _new_path(self, flat: Tensor, path: Tensor, first: int, spans: Sequence[Span]) -> Tensor:
+        """Shift a row's paths so that the newest sum is at 0; the new boundary's log W, a number.
+
+        Args:
+            flat: All that is remembered.
+            path: [SLOTS] log-probabilities of the row's paths.
+            first: The row's first slot in ``flat``.
+            spans: What is open, from one boundary or more.
+        """
+        width, nothing = self._layout.width, self._layout.nothing
+        starts = [(first + where) * width for where, *_ in spans]
+        exact = [
+            start + (nothing if found is None else found)
+            for start, (*_, found) in zip(starts, spans, strict=True)
+        ]
+        if len(spans) == 1:  # nearly always
+            (start,), ((where, low, high, _),) = starts, spans
+            to_here = path[where]
+            through = flat[start + low : start + high].logsumexp(0) + to_here
+            ended = flat[exact[0]] + to_here
+        else:
+            lengths = [high - low for _, low, high, _ in spans]
+            ends = list(accumulate(lengths))
+            shifts = [
+                start + low - (end - length)  # segments, laid end to end
+                for start, (_, low, *_), end, length in zip(
+                    starts, spans, ends, lengths, strict=True
+                )
+            ]
+            rows = [shifts, lengths, [where for where, *_ in spans], exact]
+            plan = torch.tensor(rows, device=flat.device)
+            to_these = path.take(plan[2])
+            shift = plan[0].repeat_interleave(plan[1], output_size=ends[-1])
+            paths = to_these.repeat_interleave(plan[1], output_size=ends[-1])
+            index = torch.arange(ends[-1], device=flat.device) + shift
+            through = (flat.take(index) + paths).logsumexp(0)
+            ended = (flat.take(plan[3]) + to_these).logsumexp(0)
+        lost = through == -torch.inf
+        base_line = through.masked_fill(lost, 0.0)
+        path -= base_line
+        return (ended - base_line).masked_fill(lost, 0.0)
 
     def _sum_blocks(self) -> None:
         """Sum the blocks of what was stored without."""

@@ -53,7 +53,7 @@ def choose_fused(question: Question) -> list[Chosen]:
     Returns:
         One choice a row.
     """
-    task, rows, generators = question.task, question.rows, question.generators
+    task, generators = question.task, question.generators
     voices = task.voices
     heard = hear(question)
     distributions, legal = heard.distributions, heard.legal
@@ -61,19 +61,20 @@ def choose_fused(question: Question) -> list[Chosen]:
     shut = gate.codes(distributions, heard.weights, heard.boundary)
     weights = weights_behind(heard.weights, shut)
     fused, only_best = _behind(question, replace(heard, weights=weights), gate, shut)
-    dead = weights.new_zeros(()).expand(len(rows))
+    dead: list[Tensor] = []
     if any(one.abstain is not None for one in distributions):
-        fused, dead = or_end(fused)
+        fused, nowhere = or_end(fused)
+        dead = [nowhere]
     odds = fused_odds(question, None if legal is None else legal.masks[0])
     key, logprob = _pick(task, fused, question.ids, generators, odds, question.proposed)
-    voting = (weights > 0).sum(-1)
-    columns = torch.stack([key.float(), logprob, voting.float(), dead.float()])
+    columns = torch.stack([key, logprob, (weights > 0).sum(-1), *dead])  # float32
     said = say(voices, distributions, key)
     sight = Sight(question, heard, fused, weights)
     why = [] if shut is None else [shut[None]]
-    packed = torch.cat([columns, said, *why, sight.columns]).cpu().T.tolist()
+    packed = torch.cat([columns, said, *why, *sight.columns]).cpu().T.tolist()
     chosen = []
-    for b, (chosen_key, value, count, nothing, *more) in enumerate(packed):  # the one transfer
+    for b, (chosen_key, value, count, *more) in enumerate(packed):  # the one transfer
+        nothing, more = (more[0], more[1:]) if dead else (0.0, more)
         each, more = more[: len(voices)], more[len(voices) :]
         reason, more = (REASONS[int(more[0])], more[1:]) if why else (None, more)
         if value == -torch.inf:  # a fusion that gives nothing any probability ends the answer

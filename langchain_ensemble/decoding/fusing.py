@@ -19,6 +19,7 @@ from langchain_ensemble.fusion.base import (
     Fuser,
     MemberDistribution,
     MemberKeys,
+    at_home,
     bounded_distribution,
 )
 
@@ -101,7 +102,7 @@ def standing(
     ends: Tensor | None = None
     if any(c is not None for c in boundary):
         one = main.new_ones(rows, dtype=torch.float32)
-        ends = torch.stack([one if c is None else c.to(device) for c in boundary], -1)
+        ends = torch.stack([one if c is None else at_home(c, device) for c in boundary], -1)
     if not mute and not hushed:
         return None, ends
     none = main.new_zeros(rows, dtype=torch.bool)
@@ -243,14 +244,14 @@ def say(
         NaN.
     """
     home, inside = key.device, key.clamp_min(0)
-    tokens, own = [], []
+    tokens, own, ends = [], [], []
     for voice, distribution in zip(voices, distributions, strict=True):
-        device = distribution.logprobs.device
-        token = keys_of(voice)[0].from_union.take(inside.to(device))
-        said = distribution.logprobs.gather(1, token.clamp_min(0)[:, None])[:, 0]
-        tokens.append(token.to(home))
-        own.append(said.to(home))
-    ends = torch.stack([distribution.end.to(home) for distribution in distributions])
-    nothing = ends - torch.inf  # NaN stays NaN
-    found = torch.where(torch.stack(tokens) < 0, nothing, torch.stack(own))
-    return torch.where(key < 0, ends, found)
+        said = distribution.logprobs
+        token = keys_of(voice)[0].from_union.take(at_home(inside, said.device))
+        tokens.append(at_home(token, home))
+        own.append(at_home(said.gather(1, token.clamp_min(0)[:, None]), home))
+        ends.append(at_home(distribution.end, home))
+    end = torch.stack(ends)
+    nothing = end - torch.inf  # NaN stays NaN
+    found = torch.where(torch.stack(tokens) < 0, nothing, torch.cat(own, 1).T)
+    return torch.where(key < 0, end, found)

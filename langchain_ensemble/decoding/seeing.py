@@ -43,7 +43,7 @@ class Sight:
     """A step of some rows as it is told; makes its numbers on the device, once.
 
     Attributes:
-        columns: [c, n] float32 that go to the host with the choice; c may be 0.
+        columns: What goes to the host with the choice, float32 [c, n] together.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Sight:
         """
         self._task = question.task
         self._watched = watched(self._task.request)
-        self.columns = weights.new_zeros(0, len(weights))
+        self.columns: list[Tensor] = []
         if not self._watched:
             return
         voices, said = self._task.voices, heard.distributions
@@ -71,7 +71,7 @@ class Sight:
             for voice, one in zip(voices, said, strict=True):
                 keys = keys_of(voice)[0].to_union
                 parts.append(_best(one.logprobs, one.end, keys).to(weights.device))
-        self.columns = torch.cat(parts)
+        self.columns = parts
 
     def told(self, row: int, chosen: Chosen, gate: str | None, values: Sequence[float]) -> Chosen:
         """Add what was seen to a row's choice.

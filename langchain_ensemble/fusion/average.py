@@ -39,10 +39,10 @@ from langchain_ensemble.fusion.base import (
 )
 from langchain_ensemble.fusion.voices import (
     LOG_TINY,
+    TINY,
     dense,
     finite_score,
     voices,
-    weighted_log_sum,
 )
 
 logger = logging.getLogger(__name__)
@@ -96,80 +96,88 @@ class _Retelling:
     def __init__(self, main: MemberKeys, other: MemberKeys) -> None:
         """Turn the two key tables into the group index and the fold index."""
         self.width = width = main.width
-        keys = torch.arange(width, device=main.own.device)
+        device = main.own.device
+        keys = torch.arange(width, device=device)
         # Group of a main key: the auxiliary's own key, else its longest prefix; as a main id.
         falls_on = torch.where(
             other.from_union[:width] >= 0, other.from_union[:width], other.longest_prefix[:width]
         )
         head = torch.where(falls_on >= 0, other.to_union[falls_on.clamp_min(0)], width)
         grouped = main.own & (falls_on >= 0) & (head < width)
-        self.head = torch.where(grouped, head, width)  # [V] main id of v; V: in no group
-        self.head_id = torch.where(grouped, falls_on, -1)  # [V] the auxiliary's id of v
-        size = torch.bincount(self.head, minlength=width + 1)
-        self.alone = size[self.head] == 1  # [V] a group of one needs no spreading
-        self.is_head = self.head == keys
-        self.nothing_spreads = bool(self.alone[grouped].all())  # as on equal vocabularies
-        # Keys that main lacks fall on their longest main prefix, or off the edge (column V).
+        head = torch.where(grouped, head, width)  # [V] main id of v; V: in no group
+        self.head_id = torch.where(grouped, falls_on, 0)  # [V] the auxiliary's id of v
+        self.grouped = grouped.float()
+        size = torch.bincount(head, minlength=width + 1)
+        # [C] keys that share v with others, the number of their group, 1 where one is v itself
+        self.crowded = (grouped & (size[head] > 1)).nonzero()[:, 0]
+        heads, self.group = torch.unique(head[self.crowded], return_inverse=True)
+        self.num_groups = len(heads)
+        self.is_head = (head[self.crowded] == self.crowded).float()
+        # Keys that main lacks fall on their longest main prefix, or off the edge.
         ids = other.own.nonzero()[:, 0]
-        foreign = other.to_union[ids] >= width
-        self.folded = ids[foreign]
-        target = main.longest_prefix[other.to_union[self.folded]]
-        self.fold_to = torch.where(target >= 0, target, width)
-        same_ids = (self.head_id == keys) | ~main.own
+        foreign = ids[other.to_union[ids] >= width]
+        target = main.longest_prefix[other.to_union[foreign]]
+        self.folded, self.fold_to = foreign[target >= 0], target[target >= 0]
+        self.lost = foreign[target < 0]
+        same_ids = (torch.where(grouped, falls_on, -1) == keys) | ~main.own
         self.same = (
-            self.nothing_spreads
+            not len(self.crowded)
             and width == other.width
-            and not len(self.folded)
+            and not len(foreign)
             and bool(same_ids.all())
         )
 
-    def __call__(self, main: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """Tell ``other`` in main's keys.
+    def __call__(
+        self, main: Tensor, other: MemberDistribution, forbidden: Tensor, *, logs: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tell a dense distribution in main's keys.
+
+        In float64, so that a group of which main thinks next to nothing still has its proportions,
+        and what is left of an auxiliary that says next to nothing of main's keys too.
 
         Args:
             main: [N, V] main's log-probabilities.
-            other: [N, V_i] the auxiliary's.
+            other: The auxiliary's.
+            forbidden: [N, V] bool, keys that get nothing.
+            logs: Whether logarithms are wanted.
 
         Returns:
-            Log-mass on main's keys [N, V] (not renormalised), and what fell off the edge [N].
+            Probabilities [N, V] and of END [N], which sum to 1, or their logarithms; [N] bool, rows
+            in which there is nothing to tell.
         """
-        if self.same:  # equal vocabularies: nothing to tell
-            return other, other.new_zeros(len(other))
-        width = main.shape[-1]
-        spread = other[:, self.head_id.clamp_min(0)] + self._share(main)
-        spread = torch.where(self.head_id >= 0, spread, -torch.inf)
-        folded = self._fold(other)
-        return torch.logaddexp(spread, folded[:, :width]), folded[:, width].exp()
+        logprobs, end = other.logprobs, other.end
+        if self.same:
+            logprobs = logprobs.masked_fill(forbidden, -torch.inf)
+            total = torch.logaddexp(logprobs.logsumexp(-1), end)
+            silent = total == -torch.inf
+            base = total.masked_fill(silent, 0.0)
+            told, last = logprobs - base[:, None], end - base
+            return (told, last, silent) if logs else (told.exp(), last.exp(), silent)
+        exact = torch.float32 if main.device.type == "mps" else torch.float64
+        probs, last = logprobs.to(exact).exp(), end.to(exact).exp()
+        told = probs.index_select(-1, self.head_id) * self.grouped
+        if len(self.crowded):
+            spread = told.index_select(-1, self.crowded) * self._share(main, exact)
+            told.index_copy_(-1, self.crowded, spread)
+        told.index_add_(-1, self.fold_to, probs.index_select(-1, self.folded))
+        told.masked_fill_(forbidden, 0.0)
+        total = told.sum(-1) + last
+        silent = total == 0
+        whole = total.masked_fill(silent, 1.0)
+        told, last = told / whole[:, None], last / whole
+        if logs:
+            told, last = told.log(), last.log()
+        return told.float(), last.float(), silent
 
-    def _fold(self, other: Tensor) -> Tensor:
-        """Log of what each main key gets of keys that main lacks, [N, V + 1]; -inf: nothing."""
-        rows, ids = len(other), self.folded
-        fold_to = self.fold_to.expand(rows, -1)
-        best = other.new_full((rows, self.width + 1), -torch.inf)
-        best = best.scatter_reduce_(-1, fold_to, other[:, ids], "amax")
-        base = best.masked_fill(best == -torch.inf, 0.0)
-        total = torch.zeros_like(best).index_add_(
-            -1, self.fold_to, (other[:, ids] - base[:, self.fold_to]).exp()
-        )
-        return torch.where(best == -torch.inf, best, base + total.log())
+    def _share(self, main: Tensor, dtype: torch.dtype) -> Tensor:
+        """Main's probability of each crowded key within its group, [N, C].
 
-    def _share(self, main: Tensor) -> Tensor:
-        """Log of main's probability of each key within its group, [N, V] or 0 where all are 1.
-
-        Relative to each group's best key: a group that main finds as good as impossible still has
-        its proportions.
+        Where main says nothing of a group, all of it stays on v.
         """
-        if self.nothing_spreads:
-            return main.new_zeros(())
-        rows, width = main.shape
-        head = self.head.expand(rows, -1)
-        best = main.new_full((rows, width + 1), -torch.inf)
-        best = best.scatter_reduce_(-1, head, main, "amax")[:, self.head]
-        nobody = best == -torch.inf  # main says nothing of the group: all of it stays on v
-        relative = main - best.masked_fill(nobody, 0.0)
-        total = main.new_zeros(rows, width + 1).index_add_(-1, self.head, relative.exp())
-        share = torch.where(self.alone, 0.0, relative - total[:, self.head].log())
-        return torch.where(nobody, torch.where(self.is_head, 0.0, -torch.inf), share)
+        own = main.index_select(-1, self.crowded).to(dtype).exp()
+        total = own.new_zeros(len(own), self.num_groups).index_add_(-1, self.group, own)
+        total = total.index_select(-1, self.group)
+        return torch.where(total > 0, own / total, self.is_head)
 
 
 class AverageFuser:
@@ -192,19 +200,11 @@ class AverageFuser:
                 [one.logprobs for one in run], [one.end for one in run], weights.float()
             )
             return FusedDistribution(self._alignment.space, fused, end)
-        told, ends, _, silent = self._told(run)
+        arithmetic = self._fusion.mean == "arithmetic"
+        told, ends, silent = self._told(run, logs=not arithmetic)
         share = voices(run, weights, silent)
-        columns = [torch.cat([t, e[:, None]], -1) for t, e in zip(told, ends, strict=True)]
-        columns = [  # what a silent member holds is never read
-            torch.where(share[:, i, None] > 0, c, -torch.inf) for i, c in enumerate(columns)
-        ]
-        if self._fusion.mean == "arithmetic":
-            fused = weighted_log_sum(columns, share)
-        else:
-            fused = self._geometric(columns, share)
-        total = fused.logsumexp(-1, keepdim=True)
-        fused = fused - total.masked_fill(total == -torch.inf, 0.0)
-        return FusedDistribution(self._alignment.space, fused[:, :-1], fused[:, -1])
+        mean = _arithmetic if arithmetic else _geometric
+        return FusedDistribution(self._alignment.space, *mean(told, ends, share))
 
     def score(
         self, distributions: Sequence[MemberDistribution | None], weights: Tensor, targets: Tensor
@@ -216,7 +216,7 @@ class AverageFuser:
     def lost(self) -> list[tuple[MemberKeys, int]]:
         """Members with keys that nothing of main's begins, and how many those are."""
         others = self._alignment.members[1:]
-        counts = [int((retell.fold_to == retell.width).sum()) for retell in self._retell]
+        counts = [len(retell.lost) for retell in self._retell]
         return [(keys, count) for keys, count in zip(others, counts, strict=True) if count]
 
     def dropped(self, distributions: Sequence[MemberDistribution | None]) -> Tensor:
@@ -225,38 +225,68 @@ class AverageFuser:
         Returns:
             [N, M] probabilities; main's column is 0.
         """
-        return self._told(dense(distributions, self._alignment))[2]
+        main, *others = dense(distributions, self._alignment)
+        lost = [
+            one.logprobs[:, retell.lost].exp().sum(-1)
+            for retell, one in zip(self._retell, others, strict=True)
+        ]
+        return torch.stack([torch.zeros_like(main.end), *lost], -1)
 
     def _told(
-        self, run: Sequence[MemberDistribution]
-    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-        """Every member in main's keys: log-probs, END, dropped share, members with no mass left."""
-        main = run[0].logprobs
-        speaks = (main > -torch.inf).any(-1, keepdim=True)
-        allowed = self._alignment.main.own & ((main > -torch.inf) | ~speaks)  # [N, V]
-        told, ends = [main], [run[0].end]
-        dropped = [torch.zeros_like(run[0].end)]
-        silent = [torch.zeros_like(run[0].end, dtype=torch.bool)]
-        for retell, one in zip(self._retell, run[1:], strict=True):
-            keys, lost = retell(main, one.logprobs)
-            keys = torch.where(allowed, keys, -torch.inf)
-            total = torch.logaddexp(keys.logsumexp(-1), one.end)  # [N]
-            base = total.masked_fill(total == -torch.inf, 0.0)
-            told.append(keys - base[:, None])
-            ends.append(one.end - base)
-            dropped.append(lost)
-            silent.append(total == -torch.inf)
-        return told, ends, torch.stack(dropped, -1), torch.stack(silent, -1)
+        self, run: Sequence[MemberDistribution], *, logs: bool
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Every member in main's keys; what an auxiliary says is renormalised over them.
 
-    def _geometric(self, columns: Sequence[Tensor], share: Tensor) -> Tensor:
-        """Weighted sum of log-probabilities, floored where a member has none, [N, V + 1]."""
-        best, fused = columns[0], torch.zeros_like(columns[0])
-        for column in columns[1:]:
-            best = torch.maximum(best, column)
-        for i, column in enumerate(columns):
-            part = column.nan_to_num(torch.nan, torch.inf, LOG_TINY)  # -inf alone is floored
-            fused = fused + part * share[:, i, None]
-        return fused.masked_fill(best == -torch.inf, -torch.inf)  # nobody can say it
+        Returns:
+            Probabilities or their logarithms, [N, V] and of END [N] of each member, and [N, M]
+            bool, who has no mass left.
+        """
+        main, end = run[0].logprobs, run[0].end
+        forbidden = main == -torch.inf  # [N, V]
+        if run[0].abstain is not None:  # main masks nothing where it says nothing
+            speaks = ~forbidden.all(-1, keepdim=True)
+            forbidden = forbidden & speaks | ~self._alignment.main.own
+        told, ends = ([main], [end]) if logs else ([main.exp()], [end.exp()])
+        silent = [torch.zeros_like(end, dtype=torch.bool)]
+        for retell, one in zip(self._retell, run[1:], strict=True):
+            keys, last, nothing = retell(main, one, forbidden, logs=logs)
+            told.append(keys)
+            ends.append(last)
+            silent.append(nothing)
+        return told, ends, torch.stack(silent, -1)
+
+
+def _arithmetic(
+    told: Sequence[Tensor], ends: Sequence[Tensor], share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of probabilities as log-probabilities, [N, V] and [N]."""
+    fused, end = told[0] * share[:, :1], ends[0] * share[:, 0]
+    for i, (probs, last) in enumerate(zip(told[1:], ends[1:], strict=True), start=1):
+        fused.addcmul_(probs, share[:, i, None])
+        end = end + last * share[:, i]
+    total = (fused.sum(-1) + end).clamp_min(TINY).log()
+    return fused.log() - total[:, None], end.log() - total
+
+
+def _geometric(
+    told: Sequence[Tensor], ends: Sequence[Tensor], share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of log-probabilities, floored where a member has none, [N, V] and [N]."""
+    columns = [torch.cat([t, e[:, None]], -1) for t, e in zip(told, ends, strict=True)]
+    fused, nobody = torch.zeros_like(columns[0]), torch.ones_like(columns[0], dtype=torch.bool)
+    for i, column in enumerate(columns):
+        part = share[:, i, None]
+        fused.addcmul_(_floored(column), part)
+        nobody &= (column == -torch.inf) | (part == 0)
+    fused.masked_fill_(nobody, -torch.inf)  # nobody can say it
+    total = fused.logsumexp(-1, keepdim=True)
+    fused = fused - total.masked_fill(total == -torch.inf, 0.0)
+    return fused[:, :-1], fused[:, -1]
+
+
+def _floored(logprobs: Tensor) -> Tensor:
+    """The smallest normal float32 for what a member has no probability for; NaN stays NaN."""
+    return logprobs.nan_to_num(torch.nan, torch.inf, LOG_TINY)
 
 
 def geometric_mean(
@@ -279,8 +309,8 @@ def geometric_mean(
     fused, end = torch.zeros_like(logprobs[0]), torch.zeros_like(ends[0])
     for i, (one, own_end) in enumerate(zip(logprobs, ends, strict=True)):
         share = weights[:, i, None]  # [N, 1]
-        fused.addcmul_(one.clamp_min(LOG_TINY), share)  # NaN stays NaN
-        end = end + own_end.clamp_min(LOG_TINY) * share[:, 0]
+        fused.addcmul_(_floored(one), share)
+        end = end + _floored(own_end) * share[:, 0]
         if i:
             nobody = (one == -torch.inf).logical_or_(share == 0).logical_and_(nobody)
         silent = silent & ((own_end == -torch.inf) | (share[:, 0] == 0))

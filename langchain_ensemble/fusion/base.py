@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from langchain_ensemble.fusion.keys import Alignment, MemberKeys, TokenSpace
+from langchain_ensemble.fusion.keys import Alignment, MemberKeys, TokenSpace, at_home
 from langchain_ensemble.fusion.paths import Paths
 from langchain_ensemble.fusion.tries import Trie
 
@@ -29,6 +29,7 @@ __all__ = [
     "Paths",
     "TokenSpace",
     "Trie",
+    "at_home",
     "bounded_distribution",
     "ceiling",
     "member_distribution",
@@ -90,8 +91,7 @@ class MemberDistribution:
         if self.ids is None:
             return self
         columns = torch.where(self.ids >= 0, self.ids, keys.width)  # padding falls off the edge
-        level = self._rest_level(keys)[:, None]  # [N, 1]
-        dense = torch.where(keys.own, level, -torch.inf)
+        dense = torch.where(keys.own, self._rest_level(keys)[:, None], -torch.inf)
         dense = torch.nn.functional.pad(dense, (0, 1)).scatter(-1, columns, self.logprobs)
         return replace(self, logprobs=dense[:, : keys.width], ids=None, rest=None)
 

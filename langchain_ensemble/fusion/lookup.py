@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from langchain_ensemble.fusion.base import Alignment, MemberDistribution, MemberKeys
+from langchain_ensemble.fusion.base import Alignment, MemberDistribution, MemberKeys, at_home
 
 STEP = 2.0**-47
 """Relative distance of two equal probabilities in float64 whose names are neighbours.
@@ -112,15 +112,15 @@ class Lookup:
         Returns:
             [M, N, S] on the fusion's device; -inf where a member has no id.
         """
-        home, inside = stand.at.device, stand.at.clamp_min(0)
+        home, inside = stand.at.device, stand.at.clamp_min(0).unbind(0)
         found = []
         for i, one in enumerate(distributions):
-            ids = inside[i].to(one.logprobs.device)
+            ids = at_home(inside[i], one.logprobs.device)
             if one.ids is None:
                 got = one.logprobs.gather(-1, ids)
             else:
                 got = one.logprobs_at(ids, self._keys(i, ids.device))
-            found.append(got.to(home))
+            found.append(at_home(got, home))
         return torch.stack(found) + stand.any_key
 
     def _keys(self, i: int, device: torch.device) -> MemberKeys:

@@ -39,6 +39,7 @@ from langchain_ensemble.fusion.base import (
     FusionContext,
     MemberDistribution,
     Needs,
+    at_home,
 )
 from langchain_ensemble.fusion.lookup import Lookup, Stand
 from langchain_ensemble.fusion.voices import (
@@ -166,14 +167,14 @@ class UniteFuser:
         home, found = weights.device, self._found
         share = voices(distributions, weights).T  # [M, N]
         mute = (share <= 0)[:, :, None]
-        best = [found.best(i, one, self._k).to(home) for i, one in enumerate(distributions)]
+        best = [at_home(found.best(i, one, self._k), home) for i, one in enumerate(distributions)]
         named = torch.stack(best).masked_fill(mute, self._alignment.union_size)  # [M, N, K]
         candidates = self._distinct(named.transpose(0, 1).flatten(1))  # [N, S]
         stand = found.stand(candidates)
         said = found.said(distributions, stand).masked_fill(mute, -torch.inf)  # [M, N, S]
         spoken = said + stand.own_key + share.log()[:, :, None]
         mass = said.exp() * _divide(stand, _others(spoken))
-        ends = torch.stack([one.end.to(home) for one in distributions]).exp()
+        ends = torch.stack([at_home(one.end, home) for one in distributions]).exp()
         return _Union(candidates, mass, ends.masked_fill(mute[:, :, 0], 0.0), stand.at, share)
 
     def _distinct(self, keys: Tensor) -> Tensor:

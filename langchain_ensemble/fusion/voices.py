@@ -54,6 +54,9 @@ def present(
     distributions: Sequence[MemberDistribution | None], alignment: Alignment
 ) -> list[MemberDistribution]:
     """Put an abstaining distribution, which takes no memory, where a member was not run."""
+    run = [one for one in distributions if one is not None]
+    if len(run) == len(distributions):
+        return run
     main = distributions[0]
     assert main is not None  # main is always run
     rows = len(main.end)
