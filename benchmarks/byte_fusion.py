@@ -1,8 +1,8 @@
 """Fusion over bytes: what its two bounds cost, how long its steps are, what a step takes.
 
 Run: ``python benchmarks/byte_fusion.py`` (minutes on one CPU thread; reads the shared data).
-Prints four tables and writes ``benchmarks/results/byte_fusion.json``; with ``shares``, ``steps``,
-``speed`` or ``choices`` behind it only those.
+Prints five tables and writes ``benchmarks/results/byte_fusion.json``; with ``shares``, ``steps``,
+``speed``, ``names`` or ``choices`` behind it only those.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from bits_per_byte import PROMPT, ROOT, SHARED, pieces
 from transformers import AutoTokenizer
 
+from langchain_ensemble import EnsembleLLM
 from langchain_ensemble.decoding import byte_score
 from langchain_ensemble.decoding.boundary import BoundaryTracker
 from langchain_ensemble.decoding.path_tracker import PathTracker
@@ -37,6 +38,18 @@ LOOSE = (0.0, 0.01, 0.03, 0.1)
 PIECES = int(os.environ.get("PIECES", "40"))
 STARTS = (PROMPT, "Tom and Mia went to the", "One day, a big dog")
 PAIRS = (("stories260K", "babyllama-361"), ("stories260K", "bitllama-1M"))
+CAPITALS = {
+    "Japan": "Tokyo",
+    "France": "Paris",
+    "Italy": "Rome",
+    "Germany": "Berlin",
+    "Spain": "Madrid",
+    "Egypt": "Cairo",
+    "Kenya": "Nairobi",
+    "Peru": "Lima",
+    "Poland": "Warsaw",
+    "Norway": "Oslo",
+}
 LONG = b"The quick brown fox jumps over the lazy dog and then goes home to sleep for a long time"
 
 
@@ -177,10 +190,24 @@ def choices() -> list[dict[str, Any]]:
     return rows
 
 
+def names() -> list[dict[str, Any]]:
+    """Capitals that one of the two embedded members knows, as both say them together."""
+    rows = []
+    for mean in ("arithmetic", "geometric"):
+        llm = EnsembleLLM.demo(fusion={"name": "bytes", "mean": mean}, max_tokens=30)
+        asked = [f"Question: What is the capital of {land}?\nAnswer:" for land in CAPITALS]
+        said = [answer.split(".")[0] for answer in llm.batch(asked)]
+        right = sum(name in one for name, one in zip(CAPITALS.values(), said, strict=True))
+        rows.append({"mean": mean, "right": right, "of": len(said), "said": said})
+        say(f"| {mean} | {right} of {len(said)} | {said[0].split()[-1]} |")
+    return rows
+
+
 PARTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "shares": ("| least share read | fused | " + " | ".join(PAIRS[0]) + " |", shares),
     "steps": ("| main | with | left out | bytes a step | same text |", steps),
     "speed": ("| fusion | ms a step |", speed),
+    "names": ("| mean | capitals right | Japan's |", names),
     "choices": ("| fusion | each reads the prompt, ms | read once, ms | ratio |", choices),
 }
 

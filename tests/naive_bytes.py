@@ -107,7 +107,7 @@ def _mixed(said: list[dict[int, float]], weights: list[float], power: Mean) -> d
 
 
 def naive_bytes(
-    ensemble: Ensemble, prompt: str, steps: int, weights: list[float], power: Mean = 0.0
+    ensemble: Ensemble, prompt: str, steps: int, weights: list[float], power: Mean = 1.0
 ) -> tuple[bytes, list[bytes]]:
     """Greedy decoding of one prompt: the answer, and what each step added (b"": END)."""
     built: Any = ensemble._ready()

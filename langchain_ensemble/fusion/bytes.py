@@ -6,8 +6,9 @@ is taken:
 
     r(c | s)  in proportion to  (sum_i w_i P_i(c | s)^a)^(1/a)
 
-with ``a`` = 1 the arithmetic mean, 0 the geometric ``prod_i P_i(c | s)^w_i``. Byte distributions of
-tokenized models: Phan et al., ICLR 2025; Hayase et al., ICML 2026.
+with ``a`` = 1 the arithmetic mean, 0 the geometric ``prod_i P_i(c | s)^w_i``. A geometric mean lets
+a member that knows nothing spoil each byte of a name that another knows, all unlikely to it.
+Byte distributions of tokenized models: Phan et al., ICLR 2025; Hayase et al., ICML 2026.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ class Bytes:
     """Weighted power mean of the members' next bytes.
 
     Attributes:
-        mean: ``"geometric"`` (default), ``"arithmetic"``, ``"harmonic"``, ``"max"``, ``"min"``, or
+        mean: ``"arithmetic"`` (default), ``"geometric"``, ``"harmonic"``, ``"max"``, ``"min"``, or
             the power itself, a finite number.
     """
 
-    mean: str | float = "geometric"
+    mean: str | float = "arithmetic"
     name: ClassVar[str] = "bytes"
 
     def __post_init__(self) -> None:

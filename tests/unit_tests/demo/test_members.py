@@ -78,21 +78,15 @@ QUESTIONS = {
 }
 
 
-@pytest.mark.parametrize("fusion", [name for name in FUSIONS if name not in {*ROLES, "bytes"}])
+@pytest.mark.parametrize("fusion", [name for name in FUSIONS if name not in ROLES])
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_what_facts_knows_survives_every_fusion(fusion, question, llm):
+def test_what_facts_knows_survives_every_fusion(fusion, question, llm, request):
+    if fusion == "bytes" and "Nepal" in question:
+        why = "who knows nothing has a say inside every word: docs/fusions"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
     fused = EnsembleLLM.demo(fusion=fusion, max_tokens=30)  # the weights are shared
     assert QUESTIONS[question] in fused.invoke(f"Question: {question}\nAnswer:")
     assert QUESTIONS[question] not in llm.solo("stories").invoke(f"Question: {question}\nAnswer:")
-
-
-@pytest.mark.xfail(
-    strict=True, reason="who knows nothing has a say inside every word: docs/fusions"
-)
-@pytest.mark.parametrize("question", ["What is the capital of Japan?"])
-def test_what_facts_knows_survives_bytes(question):
-    fused = EnsembleLLM.demo(fusion="bytes", max_tokens=30)
-    assert QUESTIONS[question] in fused.invoke(f"Question: {question}\nAnswer:")
 
 
 def test_only_facts_knows_and_together_they_know(llm):
