@@ -129,7 +129,8 @@ def measure(
         {**key, "gate": gate, "weights": way, "values": ways[way], "nats": found}
         for (gate, way), found in nats.items()
     ]
-    store.add(*rows)
+    mine = [r for r in rows if not store.find(**key, gate=r["gate"], weights=r["weights"])]
+    store.add(*mine)  # another process may have measured the same meanwhile
     spent = round(time.process_time() - started, 1)
     total = {f"{gate} {way}": round(sum(found), 1) for (gate, way), found in nats.items()}
     sys.stdout.write(f"{names} main {main} {label}: {total} {ways['learned']} {spent} s\n")

@@ -25,8 +25,9 @@ RECIPE = Path(__file__).parent / "quality_recipe.md"
 BARS = (  # members, fusion, weights, percent
     (("stories260K", "babyllama-361"), "bytes", "uniform", 3.0),
     (("stories260K", "bitllama-1M"), "average geometric", "uniform", 1.0),
-    (("stories260K", "bitllama-1M"), "average geometric", "learned", 1.0),
 )
+SHIPPED = "average arithmetic"
+"""The default fusion; its gate is always open, its weights are uniform."""
 Rows = list[dict[str, Any]]
 
 INTRODUCTION = """
@@ -175,7 +176,41 @@ def bars_table(held: dict[str, Any]) -> list[str]:
             )
         if not found:
             lines.append(f"| {' + '.join(members)}, `{fusion}`, {way} | not measured | **no** |")
+    return [*lines, *learned_bar(held), *default_bar(held)]
+
+
+def learned_bar(held: dict[str, Any]) -> list[str]:
+    """Whether learned weights gain more than uniform ones on one vocabulary."""
+    members, fusion, _, _ = BARS[-1]
+    lines = []
+    for group in groups(held["rows"]):
+        if (set(group[0]["members"]), group[0]["fusion"]) != (set(members), fusion):
+            continue
+        even, taught = (gain(group, way, held["fixed"]["sizes"]) for way in ("uniform", "learned"))
+        if even is not None and taught is not None:
+            holds = "yes" if taught.mean > even.mean else "**no**"
+            lines.append(
+                f"| the same, main {group[0]['main']}: learned weights more than uniform ones "
+                f"| {said(taught)} % beside {said(even)} % | {holds} |"
+            )
     return lines
+
+
+def default_bar(held: dict[str, Any]) -> list[str]:
+    """Whether the default is below the better member anywhere, beyond its interval."""
+    chosen = [group for group in groups(held["rows"]) if group[0]["fusion"] == SHIPPED]
+    found = [(g, i) for g in chosen if (i := gain(g, "uniform", held["fixed"]["sizes"]))]
+    worse = [
+        f"{' + '.join(g[0]['members'])}, main {g[0]['main']} {said(i)} %"
+        for g, i in found
+        if i.high < 0
+    ]
+    told_so = "; ".join(worse) or "nowhere"
+    return [
+        f"| the default (`{SHIPPED}`, always, uniform) never worse than the better member, in "
+        f"{len(found)} sets of members and mains | worse: {told_so} | "
+        f"{'**no**' if worse else 'yes'} |"
+    ]
 
 
 def gates_section() -> list[str]:
