@@ -96,6 +96,8 @@ class Trace:
         Raises:
             ConfigError: It is something else, or of another version.
         """
+        if not isinstance(read, Mapping):
+            raise ConfigError(f"a trace is a JSON object; this is a {type(read).__name__}")
         if read.get("format") != FORMAT:
             raise ConfigError(
                 f"this is no trace of format {FORMAT} (format is {read.get('format')!r}); "
@@ -129,8 +131,6 @@ class Trace:
             read = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"this trace is no JSON: {error}") from error
-        if not isinstance(read, dict):
-            raise ConfigError(f"a trace is a JSON object; this is a {type(read).__name__}")
         return cls.from_dict(read)
 
     def to_html(self) -> str:
