@@ -81,9 +81,9 @@ def build(
     aligned = align(named, device=device)
     check_common(aligned, fusion.needs.min_common, fusion.name)
     paths = needs_of(fusion, aligned.alignment).paths
-    make = _own_voice if paths else _voice
+    discount = open_boundaries == "discount"
     voices = tuple(
-        make(m, v, keys, vocabularies[0], aligned, open_boundaries, store)
+        _voice(m, keys, (v, vocabularies[0]), aligned, store, discount=discount, paths=paths)
         for m, v, keys in zip(members, vocabularies, aligned.alignment.members, strict=True)
     )
     context = FusionContext(
@@ -156,61 +156,39 @@ def _check_needs(members: Sequence[LoadedMember], fusion: Fusion) -> None:
 
 def _voice(
     member: LoadedMember,
-    vocabulary: Vocabulary,
     keys: MemberKeys,
-    main: Vocabulary,
+    vocabularies: tuple[Vocabulary, Vocabulary],
     aligned: Aligned,
-    open_boundaries: Literal["discount", "vote"],
     store: Store,
+    *,
+    discount: bool,
+    paths: bool,
 ) -> Voice:
-    verbatim = vocabulary.content_hash == main.content_hash
+    """One member as the loop sees it.
+
+    Where the fusion follows ``paths``, each voice holds the answer in its own ids, main too, and is
+    heard byte by byte. Then nobody is asked to say only what main can hold: a step ends where main
+    can. Nor are open boundaries weighed: the paths say what they would.
+    """
+    vocabulary, main = vocabularies
+    verbatim = not paths and vocabulary.content_hash == main.content_hash
     states = next_states(vocabulary.token_bytes).to(member.device)  # [8, V_i]
     allowed = states != REJECT
     ends = keys.end_ids.to(member.device)
     allowed[START, ends] = True
     allowed[1:, ends] = False  # no END inside a character
-    if not verbatim:  # a key that main lacks cannot be held by main unless it is whole characters
+    if not verbatim and not paths:  # what main lacks it can only hold if it is whole characters
         foreign = keys.to_union.to(member.device) >= main.width
         allowed[START] &= ~foreign | (states[START] == START)
-    weigh = open_boundaries == "discount" and not verbatim
+    tree = ByteTrie(vocabulary, member.device, store.remember) if paths else None
+    weighed = SortedKeys(vocabulary) if discount and not paths and not verbatim else None
     return Voice(
         member=member,
         vocabulary=vocabulary,
         keys=keys.to(member.device),
         allowed=allowed,
-        sorted_keys=SortedKeys(vocabulary) if weigh else None,
+        sorted_keys=weighed if tree is None else tree,
         pairs=None if verbatim else pair_table(aligned, vocabulary, store.remember),
         verbatim=verbatim,
-    )
-
-
-def _own_voice(
-    member: LoadedMember,
-    vocabulary: Vocabulary,
-    keys: MemberKeys,
-    main: Vocabulary,
-    aligned: Aligned,
-    open_boundaries: Literal["discount", "vote"],
-    store: Store,
-) -> Voice:
-    """A voice that holds the answer in its own ids, main too, and is heard byte by byte.
-
-    Nobody is asked to say only what main can hold: a step ends where main can. Nor are open
-    boundaries weighed: the paths say what they would.
-    """
-    states = next_states(vocabulary.token_bytes).to(member.device)  # [8, V_i]
-    allowed = states != REJECT
-    ends = keys.end_ids.to(member.device)
-    allowed[START, ends] = True
-    allowed[1:, ends] = False  # no END inside a character
-    tree = ByteTrie(vocabulary, member.device, store.remember)
-    return Voice(
-        member=member,
-        vocabulary=vocabulary,
-        keys=keys.to(member.device),
-        allowed=allowed,
-        sorted_keys=tree,
-        pairs=pair_table(aligned, vocabulary, store.remember),
-        verbatim=False,
         trie=tree,
     )

@@ -14,22 +14,15 @@ Byte distributions of tokenized models: Phan et al., ICLR 2025; Hayase et al., I
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from langchain_ensemble.errors import ConfigError, unknown_name
-from langchain_ensemble.fusion.base import (
-    FusedDistribution,
-    FusionContext,
-    MemberDistribution,
-    Needs,
-)
+from langchain_ensemble.fusion.base import FusionContext, Needs
 from langchain_ensemble.fusion.bytes_walk import Walker
 from langchain_ensemble.fusion.combine import power_mean
-from langchain_ensemble.fusion.voices import LOG_TINY
 
 MEANS = {
     "geometric": 0.0,
@@ -88,35 +81,14 @@ class Bytes:
         return BytesFuser(self.power, context)
 
 
-class BytesFuser:
+class BytesFuser(Walker):
     """:class:`Bytes` made ready for one ensemble."""
 
     def __init__(self, power: float, context: FusionContext) -> None:
         """Take the trees of keys."""
+        super().__init__(context)
         self._power = power
-        self._walker = Walker(context, self.over_bytes)
 
     def over_bytes(self, logprobs: Tensor, weights: Tensor) -> Tensor:
-        """The members' bytes together.
-
-        Args:
-            logprobs: [M, N, 257].
-            weights: [N, M], rows sum to one.
-
-        Returns:
-            [N, 257], normalised.
-        """
+        """The power mean; see :class:`Walker`."""
         return power_mean(logprobs, weights, self._power)
-
-    def __call__(
-        self, distributions: Sequence[MemberDistribution | None], weights: Tensor
-    ) -> FusedDistribution:
-        """Fuse one row per position; see :class:`~langchain_ensemble.fusion.base.Fuser`."""
-        return self._walker(distributions, weights)
-
-    def score(
-        self, distributions: Sequence[MemberDistribution | None], weights: Tensor, targets: Tensor
-    ) -> Tensor:
-        """Log-probability that a step gives a union key; a text is scored by its bytes."""
-        got = self(distributions, weights).logprob_of(targets)
-        return got.clamp_min(LOG_TINY)

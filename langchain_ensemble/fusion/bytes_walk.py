@@ -21,6 +21,7 @@ for each byte of a step, at most :data:`LONGEST`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,6 +31,7 @@ from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.fusion.base import FusedDistribution, FusionContext, MemberDistribution
 from langchain_ensemble.fusion.paths import BYTES, Paths, children, fresh, label_key
 from langchain_ensemble.fusion.tries import Trie
+from langchain_ensemble.fusion.voices import LOG_TINY
 
 LOOSE = 0.03
 """Weighted share of ended tokens, or of bytes that no key goes on with, that a step leaves out."""
@@ -175,15 +177,14 @@ class Walk:
         return opened
 
 
-class Walker:
-    """A fusion of bytes as a fusion of keys: what every byte-level fuser's call is."""
+class Walker(ABC):
+    """A fusion of bytes as a fusion of keys: what every byte-level fuser is."""
 
-    def __init__(self, context: FusionContext, mix: Mix) -> None:
+    def __init__(self, context: FusionContext) -> None:
         """Take the trees of keys.
 
         Args:
             context: Of a fusion that needs paths.
-            mix: Its ``over_bytes``.
 
         Raises:
             ConfigError: The context has no trees.
@@ -192,12 +193,30 @@ class Walker:
             raise ConfigError("a fusion over bytes needs the trees of keys: Needs(paths=True)")
         self._tries = [trie.to(context.device) for trie in context.tries]
         self._union = context.union_trie.to(context.device)
-        self._space, self._mix = context.alignment.space, mix
+        self._space = context.alignment.space
+
+    @abstractmethod
+    def over_bytes(self, logprobs: Tensor, weights: Tensor) -> Tensor:
+        """The members' bytes together.
+
+        Args:
+            logprobs: [M, N, 257], 256 bytes and END.
+            weights: [N, M], rows sum to one.
+
+        Returns:
+            [N, 257], normalised.
+        """
+
+    def score(
+        self, distributions: Sequence[MemberDistribution | None], weights: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Log-probability that a step gives a union key; a text is scored by its bytes."""
+        return self(distributions, weights).logprob_of(targets).clamp_min(LOG_TINY)
 
     def __call__(
         self, distributions: Sequence[MemberDistribution | None], weights: Tensor
     ) -> FusedDistribution:
-        """Lay out a step's choices.
+        """Lay out a step's choices; see :class:`~langchain_ensemble.fusion.base.Fuser`.
 
         Args:
             distributions: One a member, main first; without ``paths``, a member is taken to have
@@ -217,11 +236,11 @@ class Walker:
 
         def mix(said: Tensor, share: Tensor) -> Tensor:
             if len(places) == len(distributions):
-                return self._mix(said, share)
+                return self.over_bytes(said, share)
             logs = said.new_full((len(distributions), *said.shape[1:]), -torch.inf)
             wide = share.new_zeros(len(share), len(distributions))
             logs[places], wide[:, places] = said, share
-            return self._mix(logs, wide)
+            return self.over_bytes(logs, wide)
 
         walk = Walk(tries, self._union, paths, weights[:, places], mix)
         walk.lay_out()

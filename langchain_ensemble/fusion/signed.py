@@ -30,7 +30,7 @@ from langchain_ensemble.fusion.base import (
 )
 from langchain_ensemble.fusion.bytes_walk import Walker
 from langchain_ensemble.fusion.combine import normalised
-from langchain_ensemble.fusion.voices import LOG_TINY, dense, finite_score
+from langchain_ensemble.fusion.voices import dense, finite_score
 from langchain_ensemble.roles import places_of
 
 
@@ -108,12 +108,10 @@ class SignedFuser:
             ConfigError: A role without a member, or a member without a role.
             VocabularyError: The members have not one vocabulary.
         """
-        self._mix, self._alignment = fusion.mix, context.alignment
-        members = context.alignment.members
-        self._places = places_of(fusion.name, fusion.settings(), [keys.name for keys in members])
-        self._ids = [
-            _ids_of_main(fusion.name, context.alignment.main, other) for other in members[1:]
-        ]
+        self._mix, self._places = fusion.mix, _places(fusion, context)
+        self._alignment = context.alignment
+        main, *others = context.alignment.members
+        self._ids = [_ids_of_main(fusion.name, main, other) for other in others]
 
     def __call__(
         self, distributions: Sequence[MemberDistribution | None], weights: Tensor
@@ -144,7 +142,7 @@ class SignedFuser:
         return finite_score(got, distributions[0], targets, self._alignment)
 
 
-class SignedBytesFuser:
+class SignedBytesFuser(Walker):
     """A fusion with roles over bytes, for members of different vocabularies.
 
     Attributes:
@@ -163,10 +161,8 @@ class SignedBytesFuser:
         Raises:
             ConfigError: A role without a member, or a member without a role.
         """
-        names = [keys.name for keys in context.alignment.members]
-        self._mix = fusion.mix
-        self._places = places_of(fusion.name, fusion.settings(), names)
-        self._walker = Walker(context, self.over_bytes)
+        super().__init__(context)
+        self._mix, self._places = fusion.mix, _places(fusion, context)
 
     def over_bytes(self, logprobs: Tensor, weights: Tensor) -> Tensor:
         """What the members say of a byte or END, mixed; main alone where one of them is silent.
@@ -182,17 +178,11 @@ class SignedBytesFuser:
         speaks = (weights > 0).all(-1, keepdim=True)
         return normalised(torch.where(speaks, scores, logprobs[0]))
 
-    def __call__(
-        self, distributions: Sequence[MemberDistribution | None], weights: Tensor
-    ) -> FusedDistribution:
-        """Mix one row per position; see :class:`~langchain_ensemble.fusion.base.Fuser`."""
-        return self._walker(distributions, weights)
 
-    def score(
-        self, distributions: Sequence[MemberDistribution | None], weights: Tensor, targets: Tensor
-    ) -> Tensor:
-        """Log-probability that a step gives a union key; a text is scored by its bytes."""
-        return self(distributions, weights).logprob_of(targets).clamp_min(LOG_TINY)
+def _places(fusion: RoleFusion, context: FusionContext) -> tuple[int, ...]:
+    """Who has which role."""
+    names = [keys.name for keys in context.alignment.members]
+    return places_of(fusion.name, fusion.settings(), names)
 
 
 def _told(logprobs: Tensor, ids: Tensor) -> Tensor:
