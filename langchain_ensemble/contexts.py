@@ -33,12 +33,11 @@ def check_contexts(contexts: Contexts, names: Sequence[str]) -> None:
 
 
 def no_context(
-    fusion: str, roles: Mapping[str, Any], contexts: Contexts, systems: Mapping[str, str | None]
+    roles: Mapping[str, Any], contexts: Contexts, systems: Mapping[str, str | None]
 ) -> str | None:
     """Say that context-aware decoding has no context to be aware of.
 
     Args:
-        fusion: Its name; of any other than ``"context_aware"`` nothing is said.
         roles: Its settings.
         contexts: As in a request.
         systems: Member → its own system prompt, where that is read.
@@ -46,8 +45,6 @@ def no_context(
     Returns:
         What is to be warned of; None: its two members read different texts.
     """
-    if fusion != "context_aware":
-        return None
     reader, bare = str(roles["with_context"]), str(roles["without"])
     mine, others = ((systems.get(n) or "", context_of(contexts, n)) for n in (reader, bare))
     if mine != others:

@@ -104,10 +104,11 @@ def check(
     if fusion is None:
         return
     refuse_weights(fusion, weights)
-    systems = {} if reads == "texts" else {str(m.name): m.system for m in params.members}
-    missing = no_context(fusion.name, fusion.settings(), contexts, systems)
-    if missing is not None:
-        warn(missing)
+    if fusion.name == "context_aware":
+        systems = {} if reads == "texts" else {str(m.name): m.system for m in params.members}
+        missing = no_context(fusion.settings(), contexts, systems)
+        if missing is not None:
+            warn(missing)
 
 
 def rated(task: Task, before: Sequence[str | Conversation]) -> Task:
