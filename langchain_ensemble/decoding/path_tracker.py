@@ -56,7 +56,7 @@ class PathTracker(BoundaryTracker):
             at: Which of the tracker's rows these are.
 
         Returns:
-            The paths, and [n] the probability that a token ends here (1 where it does not stand).
+            The paths, and [n] the probability that a token ends here (0 where it does not stand).
         """
         flat, whole = self._tensors(distribution.logprobs)
         places = array("q")
@@ -77,7 +77,7 @@ class PathTracker(BoundaryTracker):
         whole.index_copy_(0, rows, path)
         self._store(flat, first.gather(1, slot)[:, 0], distribution.logprobs)
         end = torch.where(here, new + distribution.end, -torch.inf)
-        weighed = torch.where(here, new.exp().clamp_max(1.0), 1.0)
+        weighed = torch.where(here, new.exp().clamp_max(1.0), 0.0)
         return Paths(flat, base, path, after, since, end), weighed
 
     def _store(self, flat: Tensor, target: Tensor, logprobs: Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from langchain_ensemble.constraints.utf8 import START, state_after
 from langchain_ensemble.decoding import byte_score
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import ConfigError
@@ -222,3 +223,21 @@ def test_one_members_score_is_its_own_whatever_its_role(
             got = owner.score(" there was a fox", PROMPT, member=name)
             assert got.logprob == pytest.approx(own.logprob, rel=1e-6)
             assert own.bits_per_byte < 4
+
+
+def test_inside_a_character_nobody_ends_a_token(pico: Callable[..., Path]) -> None:
+    """So a safe gate is shut there, and what others said before it is not compared."""
+    how = RequestParams(max_tokens=24, logprobs=True, gate="safe", temperature=2.0, seed=1)
+    inside = 0
+    with ensemble([str(pico("llama")), str(pico("gpt2"))]) as owner:
+        for prompt in ("日本", "Größe", "Привет"):
+            (told,) = owner.generate([prompt], how)[0]
+            data = b""
+            for token in told.tokens:
+                if state_after(data) != START:
+                    inside += 1
+                    assert not token.fused
+                    assert token.gate in ("boundary", None)  # None: no other member spells it
+                    assert token.disagreement is None
+                data += token.bytes
+    assert inside > 3
