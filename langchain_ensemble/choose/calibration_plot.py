@@ -12,7 +12,7 @@ from typing import Any
 from langchain_ensemble.choose.drawing import COLOURS, available, drawn
 from langchain_ensemble.errors import ConfigError
 
-GREY = "#808080"
+GREY = "#767676"
 """Read on white and on black alike."""
 
 

@@ -5,6 +5,7 @@ matplotlib is an extra (``plots``), imported when a picture is drawn.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from io import StringIO
@@ -47,7 +48,8 @@ def drawn(draw: Callable[[Any], None], width: float, height: float, ink: str) ->
         "axes.spines.right": False,
         **dict.fromkeys(INKED, ink),
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # whoever shows the text has it
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.add_subplot())
         out = StringIO()

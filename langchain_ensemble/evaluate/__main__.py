@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from langchain_ensemble.chat_models import ChatEnsemble
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 2 where what was asked for cannot be, 1 where something else went wrong.
     """
     asked = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name that it cannot write ends no run
+            stream.reconfigure(errors="backslashreplace")
     try:
         if asked.out is not None:
             _make(asked.out)

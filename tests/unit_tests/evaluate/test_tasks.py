@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -218,7 +220,7 @@ def test_a_chat_model_reads_prompts_as_messages(questions):
         assert chosen == ("x" if a >= b else "y")
 
 
-def test_the_command_line(llm, tmp_path, capsys):
+def test_the_command_line(llm, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "data"
     (folder / "piqa").mkdir(parents=True)
     write(folder / "piqa/dev.jsonl", *[{"question": f"{n}", "answer": "A"} for n in range(4)])
@@ -242,11 +244,15 @@ def test_the_command_line(llm, tmp_path, capsys):
     assert main([*command, "--no-members"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     config = llm.to_config()
-    config["members"] = {f"my/{name}": one for name, one in config["members"].items()}
+    config["members"] = {f"my/{name}日": one for name, one in config["members"].items()}
     (tmp_path / "e.yaml").write_text(json.dumps(config), encoding="utf-8")
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")  # as Windows has it
+    monkeypatch.setattr(sys, "stdout", narrow)
     assert main([*command, "--out", str(tmp_path / "named"), "--limit", "1"]) == 0
+    narrow.flush()
+    assert b"my/facts\\u65e5" in narrow.buffer.getvalue()
     made = {path.name for path in (tmp_path / "named").iterdir()}
-    assert made == {f"piqa-{who}.jsonl" for who in ("my_facts", "my_stories", "ensemble")}
+    assert made == {f"piqa-{who}.jsonl" for who in ("my_facts日", "my_stories日", "ensemble")}
 
 
 def test_nothing_warns_where_nothing_is_wrong(llm, questions):
