@@ -189,6 +189,6 @@ def vote(item: Item, replies: Sequence[Reply], *, likeliest: bool = False) -> Re
 
 
 def agreement(item: Item, text: str, replies: Sequence[Reply]) -> float:
-    """Share of replies that come to the same as an answer."""
+    """Share of replies that come to the same as an answer; one that comes to nothing: none."""
     said = item.said(text)
-    return sum(item.said(reply.text) == said for reply in replies) / len(replies)
+    return sum(bool(said) and item.said(reply.text) == said for reply in replies) / len(replies)

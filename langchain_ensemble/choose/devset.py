@@ -60,7 +60,8 @@ class Item:
     def said(self, text: str) -> str:
         """What an answer comes to, so that two answers can be compared; empty: nothing."""
         if self.metric == "last_number":
-            return str(found) if (found := number(text)) is not None else ""
+            found = number(text)
+            return "" if found is None else f"{(found + 0).normalize():f}"  # 42.00 and -0 as well
         if self.metric == "letter":
             return next((name for name in LETTERS if letter(text, name)), "")
         return normalise(text)

@@ -22,6 +22,7 @@ def reply(text: str, logprob: float = -1.0, **features: float) -> Reply:
     ("texts", "first", "likeliest"),
     [
         (["it is 4", "5", "4."], "it is 4", "4."),
+        (["5", "4.0", "4"], "4.0", "4"),  # one number, two ways to write it
         (["5", "4"], "5", "4"),  # even: order, or likelihood
         (["no idea", "none", "7"], "7", "7"),  # what comes to nothing is no party
         (["no", "none"], "no", "none"),
@@ -36,6 +37,7 @@ def test_vote(texts: list[str], first: str, likeliest: str) -> None:
 def test_agreement_is_by_what_answers_come_to() -> None:
     replies = [reply(text) for text in ("4", "so 4", "5", "four")]
     assert agreement(ITEM, "= 4", replies) == 0.5
+    assert agreement(ITEM, "no idea", replies) == 0.0
 
 
 def system(name: str, texts: list[str]) -> System:
