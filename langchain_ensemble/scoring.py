@@ -61,19 +61,15 @@ class Scores:
         keeper.check(weigh)
         if fuser is not None and hasattr(fuser, "over_bytes"):  # one voice too: comparable
             keeper.refuse_bytes()
-            walker = (
-                scorer
-                if isinstance(scorer, ByteScorer)
-                else ByteScorer(voices, prompts, text, prefixes)
-            )
-            score = walker.run(shares, fuser, places, size)
-            self._last = (key, walker)
-            return score
-        if len(voices) == 1:  # alone it is main, and its own ids are walked
-            voices = [voices[0].alone()]
-            fuser = None
-        reader = scorer if isinstance(scorer, Scorer) else Scorer(voices, prompts, text, prefixes)
-        score = reader.run(shares, fuser, places, size, weigh, keeper)
-        if reader.kept:
-            self._last = (key, reader)
+            if not isinstance(scorer, ByteScorer):
+                scorer = ByteScorer(voices, prompts, text, prefixes)
+            score = scorer.run(shares, fuser, places, size)
+        else:
+            if len(voices) == 1:  # alone it is main, and its own ids are walked
+                voices, fuser = [voices[0].alone()], None
+            if not isinstance(scorer, Scorer):
+                scorer = Scorer(voices, prompts, text, prefixes)
+            score = scorer.run(shares, fuser, places, size, weigh, keeper)
+        if scorer.kept:
+            self._last = (key, scorer)
         return score

@@ -27,6 +27,7 @@ from langchain_ensemble.decoding.prefixes import PrefixCache
 from langchain_ensemble.decoding.protocols import ByteTrieLike, Voice
 from langchain_ensemble.decoding.reading import Reader, byte_stands
 from langchain_ensemble.decoding.records import Score
+from langchain_ensemble.decoding.score import KEEP_BYTES
 from langchain_ensemble.errors import ConfigError, MemberError
 from langchain_ensemble.fusion.base import Fuser, MemberDistribution
 from langchain_ensemble.members.base import MemberPrompt
@@ -48,8 +49,6 @@ LOWEST = -87.0
 
 class ByteScorer:
     """One text, read once by every voice; other weights cost no forward."""
-
-    kept = True
 
     def __init__(
         self,
@@ -81,6 +80,11 @@ class ByteScorer:
             )
         self._tokens = len(spelled.ids)
         self._said: tuple[Tensor, Tensor, int] | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether what the voices say was heard, and is small enough to be kept."""
+        return self._said is not None and self._said[0].nbytes <= KEEP_BYTES
 
     @torch.inference_mode()
     def run(

@@ -7,7 +7,8 @@ position but is not scored after the text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
@@ -132,17 +133,18 @@ class Scorer:
             The score.
         """
         total, greedy = 0.0, True
-        for chunk in self._chunks(weigh_boundaries):
-            if fuser is None:
-                got, best = self._raw(chunk)
-            else:
-                rows = row_weights(weights, chunk.distributions, chunk.silent, chunk.boundary)
-                got, best = self._fused(chunk, fuser, rows, (places, num_members), gate)
-            values = torch.stack([got.float(), best.float()]).cpu().double()
-            if bool(values[0].isnan().any()):
-                raise MemberError("the fusion gave a score that is not a number; it is at fault")
-            total += float(values[0].sum())
-            greedy = greedy and bool(values[1].all())
+        with closing(self._chunks(weigh_boundaries)) as chunks:  # an error frees the caches now
+            for chunk in chunks:
+                if fuser is None:
+                    got, best = self._raw(chunk)
+                else:
+                    rows = row_weights(weights, chunk.distributions, chunk.silent, chunk.boundary)
+                    got, best = self._fused(chunk, fuser, rows, (places, num_members), gate)
+                values = torch.stack([got.float(), best.float()]).cpu().double()
+                if bool(values[0].isnan().any()):
+                    raise MemberError("the fusion gave a score that is no number; it is at fault")
+                total += float(values[0].sum())
+                greedy = greedy and bool(values[1].all())
         num_bytes = len(self._data)
         bits = -total / (num_bytes * math.log(2)) if num_bytes else 0.0
         windows = max(reader.windows for reader in self._readers)
@@ -163,7 +165,7 @@ class Scorer:
             ids = torch.tensor(self._ids[chunk.at : chunk.end], device=keys.representative.device)
             yield chunk, keys.representative[ids]
 
-    def _chunks(self, weigh_boundaries: bool) -> Iterator[Chunk]:
+    def _chunks(self, weigh_boundaries: bool) -> Generator[Chunk, None, None]:
         """What the voices say, some rows at a time; kept for other weights where it is small."""
         if self._kept is not None:
             yield from self._kept

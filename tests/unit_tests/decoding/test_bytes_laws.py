@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from langchain_ensemble.constraints.utf8 import START, state_after
-from langchain_ensemble.decoding import byte_score
+from langchain_ensemble.decoding import byte_score, fused, gate_rules
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.fusion import Bytes, Contrastive, bytes_walk
 from langchain_ensemble.params import EnsembleParams, RequestParams
 from tests.unit_tests.decoding.automata import FOREIGN, RECORD, admit
+from tests.unit_tests.decoding.test_counts import DYNAMIC, watched
 
 PROMPT = "Once upon a time, there was a"
 NAMES = ("stories260K", "bitllama-1M", "babyllama-361")
@@ -241,3 +242,24 @@ def test_inside_a_character_nobody_ends_a_token(pico: Callable[..., Path]) -> No
                     assert token.disagreement is None
                 data += token.bytes
     assert inside > 3
+
+
+def test_a_device_is_never_waited_for(
+    pico: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of a GPU, taken on the CPU: the same tokens, one transfer a step, fixed shapes."""
+    how = {"max_tokens": 4, "gate": "safe", "logprobs": True}
+    with ensemble([str(pico("qwen2")), str(pico("llama"))]) as owner:
+        host = answer(owner, **how).text
+        never = property(lambda _: False, lambda *_: None)
+        monkeypatch.setattr(bytes_walk.Walk, "_on_host", never, raising=False)
+        for module in (fused, gate_rules):
+            monkeypatch.setattr(module, "on_host", lambda _: False)
+        assert answer(owner, **how).text == host
+        watch = watched(owner, [PROMPT], monkeypatch, gate="safe", logprobs=True)
+        width = owner._ready().voices[0].member.logits_width
+    assert all(len(reads) == 1 and reads[0] < width for reads in watch.reads)
+    seen = {name for step in watch.steps for name in step}
+    assert not [name for name in seen if any(word in name for word in DYNAMIC)]
+    counts = [sum(step.values()) for step in watch.steps[1:]]
+    assert max(counts) == min(counts)
