@@ -119,7 +119,7 @@ def pair_table(aligned: Aligned, member: Vocabulary, remember: Remember | None =
     texts = [_text(key) for key in aligned.key_bytes]
     if remember is None:
         return PairTable(member, texts, spell(texts, member))
-    lengths = ",".join(str(len(text)) for text in texts)  # no byte can stand between: all are keys
+    lengths = ",".join(str(len(text)) for text in texts)  # no character is left to stand between
     keys = hashlib.sha256((lengths + "".join(texts)).encode()).hexdigest()
     key = {"part": "pair table", "format": 2, "keys": keys, "member": member.content_hash}
     return PairTable(member, texts, remember(key, lambda: spell(texts, member)))

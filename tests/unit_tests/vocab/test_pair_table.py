@@ -10,6 +10,7 @@ import torch
 from langchain_ensemble.store import Store
 from langchain_ensemble.vocab.alignment import align
 from langchain_ensemble.vocab.pair_table import pair_table
+from langchain_ensemble.vocab.union_keys import UnionKeys
 from langchain_ensemble.vocab.vocabulary import Vocabulary
 from tests.unit_tests.vocab.samples import SCALE, TEXTS, real_texts
 
@@ -96,3 +97,13 @@ def test_a_remembered_table_is_the_built_one(vocabulary: Vocabularies, tmp_path:
             before.ids, before.ends, "see", key
         )
     assert len(Store(tmp_path).list()) == 1
+
+
+def test_tables_of_other_keys_are_told_apart(vocabulary: Vocabularies, tmp_path: Path) -> None:
+    """NUL is a key as any other, so nothing that joins keys may be read as one."""
+    reader, store = vocabulary("stories260K"), Store(tmp_path)
+    aligned = align([("main", reader), ("member", vocabulary("babyllama-361"))])
+    for keys in ([b"", b"\0", b"a"], [b"\0", b"", b"a"]):
+        other = aligned._replace(key_bytes=UnionKeys(keys))
+        stored, built = pair_table(other, reader, store.remember), pair_table(other, reader)
+        assert torch.equal(stored.offsets, built.offsets)
