@@ -30,8 +30,9 @@ from langchain_ensemble.members.base import LoadedMember, MemberPrompt
 from langchain_ensemble.members.loading import load_member, load_members
 from langchain_ensemble.params import EnsembleParams, Gate, RequestParams, check_gate
 from langchain_ensemble.readers import DRAFT, Readers
-from langchain_ensemble.requests import Shares, check, limits_of, plain_task, rated, scored_by
+from langchain_ensemble.requests import check, limits_of, plain_task, rated, scored_by
 from langchain_ensemble.scoring import Scores
+from langchain_ensemble.shares import Shares
 from langchain_ensemble.store import Store
 from langchain_ensemble.turn.tasks import TurnTasks
 from langchain_ensemble.turn.turn import Turn
@@ -226,9 +227,9 @@ class Ensemble:
             ConfigError: Unknown member, wrong weights, or a text that main cannot spell.
         """
         check_text(text)
-        built, (places, shares) = self._scored_by(weights, member, prompt, contexts)
-        prompts = self._readers.raw(built, places, prompt, contexts)
-        return self._score(built, text, prompts, (places, shares), gate)
+        built, heard = self._scored_by(weights, member, prompt, contexts)
+        prompts = self._readers.raw(built, heard.places, prompt, contexts)
+        return self._score(built, text, prompts, heard, gate)
 
     def score_chat(
         self,
@@ -257,10 +258,10 @@ class Ensemble:
             ConfigError: As :meth:`score`.
         """
         check_text(answer)
-        built, (places, shares) = self._scored_by(weights, member, conversation, contexts)
-        views = [self._readers.view(built, place, contexts) for place in places]
+        built, heard = self._scored_by(weights, member, conversation, contexts)
+        views = [self._readers.view(built, place, contexts) for place in heard.places]
         prompts = [view.prompt(conversation, ChatRequest()) for view in views]
-        return self._score(built, answer, prompts, (places, shares), gate)
+        return self._score(built, answer, prompts, heard, gate)
 
     @contextmanager
     def alone(self) -> Iterator[tuple[Built, Readers]]:
@@ -286,7 +287,7 @@ class Ensemble:
     ) -> Score:
         check_gate(gate)
         with self._engine.alone():
-            return self._scores.run(built, self.params, text, prompts, *heard, gate, self._prefixes)
+            return self._scores.run(built, self.params, text, prompts, heard, gate, self._prefixes)
 
     # facts
 

@@ -43,8 +43,9 @@ GATES = {"always": (), "threshold": ("below",), "safe": ("consensus", "sharpen")
 Gate = str | Mapping[str, Any]
 """A gate in either of its forms."""
 
-WEIGHT_RULES = ("uniform", "calibrated", "prompt")
-"""Weights that are not numbers: equal ones, those of the calibration, by the prompt's score."""
+WEIGHT_RULES = ("uniform", "calibrated", "prompt", "online")
+"""Weights that are not numbers: equal ones, those of the calibration, by how well each member said
+the prompt, by how well it said the answer so far."""
 
 DEFAULT_FUSION: dict[str, Any] = {"name": "average", "mean": "arithmetic"}
 """What was never worse than the better member, measured (``benchmarks/quality.md``)."""

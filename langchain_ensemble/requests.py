@@ -23,10 +23,7 @@ from langchain_ensemble.fusion.base import Fusion
 from langchain_ensemble.members.sampling import filters, penalty
 from langchain_ensemble.params import EnsembleParams, RequestParams
 from langchain_ensemble.roles import refuse_weights
-from langchain_ensemble.shares import resolve_weights
-
-Shares = tuple[tuple[int, ...], tuple[float, ...]]
-"""Places of the members that have a voice, main first, and their weights."""
+from langchain_ensemble.shares import Shares, resolve_weights
 
 
 def limits_of(params: EnsembleParams) -> Limits:
@@ -63,7 +60,7 @@ def plain_task(
     Raises:
         ConfigError: Wrong weights.
     """
-    places, weights = voices_with_weight(params, request.weights, calibrated)
+    places, weights, online = voices_with_weight(params, request.weights, calibrated)
     alone = len(places) == 1
     return Task(
         voices=(built.voices[0].alone(),) if alone else tuple(built.voices[p] for p in places),
@@ -78,6 +75,7 @@ def plain_task(
         weigh_boundaries=params.open_boundaries == "discount",
         warn=warn,
         draft=None if built.draft is None else DraftVoice(*built.draft),
+        online=online,
     )
 
 
@@ -104,6 +102,11 @@ def check(
     if fusion is None:
         return
     refuse_weights(fusion, weights)
+    if weights == "online" and not getattr(fusion, "tells", False):
+        raise ConfigError(
+            f"weights='online' asks how well each member said the answer, and fusion="
+            f"{fusion.name!r} does not tell; use fusion='average', or weights='uniform'"
+        )
     if fusion.name == "context_aware":
         systems = {} if reads == "texts" else {str(m.name): m.system for m in params.members}
         missing = no_context(fusion.settings(), contexts, systems)
@@ -160,14 +163,14 @@ def scored_by(
     if member is not None:
         if member not in built.names:
             raise ConfigError(unknown_name("member", member, built.names))
-        return (built.names.index(member),), (1.0,)
-    places, shares = voices_with_weight(params, weights, calibrated)
-    if weights == "prompt" and len(places) > 1:
-        rating = PromptWeights([built.voices[place] for place in places], [_judged(before)])
+        return Shares((built.names.index(member),), (1.0,))
+    shares = voices_with_weight(params, weights, calibrated)
+    if weights == "prompt" and len(shares.places) > 1:
+        rating = PromptWeights([built.voices[place] for place in shares.places], [_judged(before)])
         while not rating.done:
             rating.read_on(warn)
-        (shares,) = rating.weights
-    return places, shares
+        shares = shares._replace(weights=rating.weights[0])
+    return shares
 
 
 def voices_with_weight(
@@ -190,7 +193,8 @@ def voices_with_weight(
     by_name = dict(zip(params.names, resolved, strict=True))
     shares = [by_name[m.name or ""] for m in params.ordered]
     places = tuple(p for p, share in enumerate(shares) if share > 0 or p == 0)
-    return places, tuple(shares[p] for p in places)
+    online = weights == "online" and len(places) > 1
+    return Shares(places, tuple(shares[p] for p in places), online)
 
 
 def _sampling(request: RequestParams) -> Sampling:

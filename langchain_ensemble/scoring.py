@@ -13,6 +13,7 @@ from langchain_ensemble.decoding.records import Score
 from langchain_ensemble.decoding.score import Scorer
 from langchain_ensemble.members.base import MemberPrompt
 from langchain_ensemble.params import EnsembleParams
+from langchain_ensemble.shares import Shares
 
 
 class Scores:
@@ -28,8 +29,7 @@ class Scores:
         params: EnsembleParams,
         text: str,
         prompts: Sequence[MemberPrompt],
-        places: tuple[int, ...],
-        shares: tuple[float, ...],
+        heard: Shares,
         gate: str | Mapping[str, Any] = "always",
         prefixes: PrefixCache | None = None,
     ) -> Score:
@@ -40,8 +40,7 @@ class Scores:
             params: What is fixed.
             text: What is scored.
             prompts: What each voice reads before it.
-            places: The voices' places, main first.
-            shares: Their weights.
+            heard: Who has a voice, and with which weights.
             gate: Where members are fused, as in a request.
             prefixes: What was read of prompts before; texts after one prompt read it once.
 
@@ -51,6 +50,7 @@ class Scores:
         Raises:
             ConfigError: A text that main cannot spell, or a gate that cannot be had here.
         """
+        places, shares, online = heard
         key = (text, tuple(prompts), places)
         last, self._last = self._last, None
         voices = [built.voices[p] for p in places]
@@ -69,7 +69,7 @@ class Scores:
                 voices, fuser = [voices[0].alone()], None
             if not isinstance(scorer, Scorer):
                 scorer = Scorer(voices, prompts, text, prefixes)
-            score = scorer.run(shares, fuser, places, size, weigh, keeper)
+            score = scorer.run(shares, fuser, places, size, weigh, keeper, online=online)
         if scorer.kept:
             self._last = (key, scorer)
         return score

@@ -7,12 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_ensemble.errors import ConfigError, unknown_name
 
-RULES = ("uniform", "calibrated", "prompt")
+RULES = ("uniform", "calibrated", "prompt", "online")
 """Weights that are not numbers."""
+
+
+class Shares(NamedTuple):
+    """Who has a voice, and how much each counts.
+
+    Attributes:
+        places: Places of the members, main (or who speaks alone) first.
+        weights: One each, sum 1.
+        online: Whether these are where weights begin that follow the answer.
+    """
+
+    places: tuple[int, ...]
+    weights: tuple[float, ...]
+    online: bool = False
 
 
 def resolve_weights(
@@ -22,8 +36,8 @@ def resolve_weights(
 
     Args:
         weights: A rule, name → weight, or a sequence in the order of ``names``. None: those of the
-            calibration where there is one, else uniform. ``"prompt"``: each prompt decides; what
-            is given here is uniform, everybody has a voice.
+            calibration where there is one, else uniform. ``"prompt"``, ``"online"``: each
+            prompt, or each answer, decides; what is given here is uniform, everybody has a voice.
         names: The members' names.
         calibrated: The weights of the calibration, if there is one.
 

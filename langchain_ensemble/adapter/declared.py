@@ -72,7 +72,10 @@ class DeclaredFields(Serializable):
     timeout: float | None = None
     """Seconds until ``DeadlineError``, which carries the partial text."""
     weights: (
-        Literal["uniform", "calibrated", "prompt"] | dict[str, float] | tuple[float, ...] | None
+        Literal["uniform", "calibrated", "prompt", "online"]
+        | dict[str, float]
+        | tuple[float, ...]
+        | None
     ) = None
     """Name → weight, or one a member in order, sum 1; or a rule. None: calibrated, else uniform."""
     logprobs: bool = False

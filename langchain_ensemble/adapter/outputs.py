@@ -137,8 +137,8 @@ def ending_info(finish: Finish, usage: Usage, model_name: str) -> dict[str, Any]
             "member_tokens": dict(usage.member_tokens),
         },
     }
-    if usage.prompt_weights:
-        weights = {name: round(share, 6) for name, share in usage.prompt_weights.items()}
+    if usage.own_weights:
+        weights = {name: round(share, 6) for name, share in usage.own_weights.items()}
         info["ensemble"]["weights"] = weights
     if finish.stop is not None:
         info["stop"] = finish.stop

@@ -89,7 +89,8 @@ def _kind(question: Question) -> Hashable:
     return (
         tuple((id(voice.member), id(voice.keys), voice.turns) for voice in task.voices),
         (id(task.fuser), task.places, task.num_members),
-        task.weights if task.rating is None else "each row's own",
+        "each row's own" if task.rating is not None or task.online else task.weights,
+        task.online,
         settings if question.generators is not None else "greedy",
         request.repetition_penalty,
         (watched(request), request.trace, repr(request.gate)),

@@ -32,13 +32,15 @@ from langchain_ensemble.decoding.gates import (
 )
 from langchain_ensemble.decoding.hearing import Heard, hear
 from langchain_ensemble.decoding.masks import Legal, restrict, said_together, stuck
+from langchain_ensemble.decoding.online import evidence_of
 from langchain_ensemble.decoding.opening import Odds, fused_odds, opened, scaled
+from langchain_ensemble.decoding.protocols import Teller
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 from langchain_ensemble.decoding.seeing import Sight, watched
 from langchain_ensemble.decoding.task import Chosen, Task
 from langchain_ensemble.decoding.verify import Proposed, draw_or_accept
-from langchain_ensemble.fusion.base import FusedDistribution, MemberDistribution
+from langchain_ensemble.fusion.base import FusedDistribution, MemberDistribution, Told
 
 END, OPEN = -1, -2
 """What is chosen beside union keys."""
@@ -60,7 +62,8 @@ def choose_fused(question: Question) -> list[Chosen]:
     gate = Gatekeeper(task.request.gate, voices, task.key_bytes)
     shut = gate.codes(distributions, heard.weights, heard.boundary)
     weights = weights_behind(heard.weights, shut)
-    fused, only_best = _behind(question, replace(heard, weights=weights), gate, shut)
+    heard = replace(heard, weights=weights)
+    fused, only_best, told = _behind(question, heard, gate, shut)
     dead: list[Tensor] = []
     if any(one.abstain is not None for one in distributions):
         fused, nowhere = or_end(fused)
@@ -71,11 +74,13 @@ def choose_fused(question: Question) -> list[Chosen]:
     said = say(voices, distributions, key)
     sight = Sight(question, heard, fused, weights)
     why = [] if shut is None else [shut[None]]
-    packed = torch.cat([columns, said, *why, *sight.columns]).cpu().T.tolist()
+    regards = [_evidence(question, heard, told, key)] if task.online else []
+    packed = torch.cat([columns, said, *regards, *why, *sight.columns]).cpu().T.tolist()
     chosen = []
     for b, (chosen_key, value, count, *more) in enumerate(packed):  # the one transfer
         nothing, more = (more[0], more[1:]) if dead else (0.0, more)
         each, more = more[: len(voices)], more[len(voices) :]
+        regard, more = (more[: len(voices)], more[len(voices) :]) if regards else ([], more)
         reason, more = (REASONS[int(more[0])], more[1:]) if why else (None, more)
         if value == -torch.inf:  # a fusion that gives nothing any probability ends the answer
             chosen.append(_chosen(task, END, 0.0, each, fused=count > 1))
@@ -89,7 +94,20 @@ def choose_fused(question: Question) -> list[Chosen]:
             told = None if only_best and reason is None else value
             chosen.append(_chosen(task, int(chosen_key), told, each, fused=count > 1))
         chosen[-1] = sight.told(b, chosen[-1], reason, more)
+        if regard and reason is None and not nothing:  # behind a gate nobody is compared
+            chosen[-1] = replace(chosen[-1], evidence=tuple(regard))
     return chosen
+
+
+def _evidence(question: Question, heard: Heard, told: Told | None, key: Tensor) -> Tensor:
+    """How well each voice says what was chosen, [M, N]; behind a gate it is asked anew."""
+    task = question.task
+    if told is None:
+        fuser, places, size = task.fuser, task.places, task.num_members
+        assert isinstance(fuser, Teller)  # checked where the request was read
+        spoken = spread(heard.distributions, heard.weights, places, size, fuser)
+        told = fuser.telling(*spoken)[1]
+    return evidence_of(told, key, heard.weights, heard.boundary)
 
 
 def choose_by_main(question: Question) -> list[Chosen]:
@@ -126,8 +144,8 @@ def choose_by_main(question: Question) -> list[Chosen]:
 
 def _behind(
     question: Question, heard: Heard, gate: Gatekeeper, shut: Tensor | None
-) -> tuple[FusedDistribution, bool]:
-    """What is chosen from behind a gate, and whether only its best entry is meant.
+) -> tuple[FusedDistribution, bool, Told | None]:
+    """What is chosen from behind a gate, whether only its best entry is meant, and what was told.
 
     Args:
         question: The rows.
@@ -141,15 +159,15 @@ def _behind(
         return _fuse(question, heard, gate)
     main, is_open = heard.distributions[0], shut == FUSED
     if not on_host(shut) or heard.legal is not None:
-        fused, only_best = _fuse(question, heard, gate)
-        return mixed(main, fused, is_open), only_best
+        fused, only_best, told = _fuse(question, heard, gate)
+        return mixed(main, fused, is_open), only_best, told
     rows = is_open.nonzero()[:, 0]  # nothing is waited for: only these are fused
     if not len(rows):
-        return of_main(main), False
+        return of_main(main), False, None
     if len(rows) == len(shut):
         return _fuse(question, heard, gate)
-    fused, only_best = _fuse(question, _rows_of(heard, rows), gate)
-    return mixed(main, fused, rows), only_best
+    fused, only_best, _ = _fuse(question, _rows_of(heard, rows), gate)
+    return mixed(main, fused, rows), only_best, None
 
 
 def _rows_of(heard: Heard, rows: Tensor) -> Heard:
@@ -162,17 +180,23 @@ def _rows_of(heard: Heard, rows: Tensor) -> Heard:
     )
 
 
-def _fuse(question: Question, heard: Heard, gate: Gatekeeper) -> tuple[FusedDistribution, bool]:
-    """What the members say together, and whether only its best entry is meant."""
+def _fuse(
+    question: Question, heard: Heard, gate: Gatekeeper
+) -> tuple[FusedDistribution, bool, Told | None]:
+    """What the members say together, whether only its best entry is meant, and what was told."""
     task = question.task
     assert task.fuser is not None  # more than one voice
-    told = spread(heard.distributions, heard.weights, task.places, task.num_members, task.fuser)
-    asked = not gate.gate.sharpens and _only_best(question, heard.legal)
-    best = getattr(task.fuser, "best", None) if asked else None
-    fused = checked((best or task.fuser)(*told))
+    spoken = spread(heard.distributions, heard.weights, task.places, task.num_members, task.fuser)
+    told, best = None, None
+    if task.online and isinstance(task.fuser, Teller):
+        fused, told = task.fuser.telling(*spoken)
+    else:
+        asked = not gate.gate.sharpens and _only_best(question, heard.legal)
+        best = getattr(task.fuser, "best", None) if asked else None
+        fused = checked((best or task.fuser)(*spoken))
     if heard.legal is not None:
         fused = restrict(fused, heard.legal, task.voices)
-    return gate.sharpened(fused, heard.weights), best is not None
+    return gate.sharpened(fused, heard.weights), best is not None, told
 
 
 def _only_best(question: Question, legal: Legal | None) -> bool:

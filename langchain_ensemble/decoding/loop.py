@@ -135,7 +135,7 @@ class Loop:
         rows = [self.rows[self._active[b]] for b in at]
         ids = [self._main_ids(row) for row in rows] if self._task.sampling.penalty else []
         proposed = self._ahead.proposed(at)
-        shares = self._task.shares(row.number for row in rows)
+        shares = self._task.shares(rows)
         told = (self._caches, draws, ids, proposed, shares)
         return Question(self._task, rows, at, logits, *told)
 
@@ -230,7 +230,7 @@ class Loop:
         """Give one row its key; returns (kept, new ids) a voice, to be run unless it has ended."""
         standing: list[Change] = [(len(track.ids), []) for track in row.tracks]
         if pick.record is not None:
-            row.records.append(pick.record)
+            row.note(pick.record, pick.evidence)
         if pick.finish is not None or pick.record is None:
             row.finish = pick.finish
             return standing
@@ -343,7 +343,7 @@ class Loop:
                 fused_steps=sum(record.fused for record in row.records),
                 member_tokens=dict(zip(names, self._read[row.number], strict=True)),
                 member_seconds=dict(zip(names, self._caches.seconds, strict=True)),
-                prompt_weights=self._task.prompt_weights(row.number),
+                own_weights=self._task.own_weights(row),
                 cached_tokens=dict(zip(names, self._caches.cached, strict=True)),
             )
             for row in self.rows

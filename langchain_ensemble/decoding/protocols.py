@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from langchain_ensemble.fusion.base import MemberKeys, Trie, ceiling
+from langchain_ensemble.fusion.base import (
+    FusedDistribution,
+    Fuser,
+    MemberDistribution,
+    MemberKeys,
+    Told,
+    Trie,
+    ceiling,
+)
 from langchain_ensemble.members.base import LoadedMember, Processor
 
 
@@ -147,3 +155,13 @@ class Sampling(NamedTuple):
 
 
 Warn = Callable[[str], None]
+
+
+@runtime_checkable
+class Teller(Fuser, Protocol):
+    """A fuser that says how it heard each member; its fusion says ``tells = True``."""
+
+    def telling(
+        self, distributions: Sequence[MemberDistribution | None], weights: Tensor
+    ) -> tuple[FusedDistribution, Told]:
+        """What a call gives, and every member's distribution in main's keys."""

@@ -145,8 +145,8 @@ class Usage:
             run together. By name. Two usages are equal whatever it is.
         cached_tokens: Ids of the prompt that each member did not run, because another request had.
             By name. Two usages are equal whatever it is.
-        prompt_weights: Weights of the members that the prompt gave (``weights="prompt"``), else
-            empty. By name.
+        own_weights: Weights of the members that the prompt gave (``weights="prompt"``), or with
+            which the answer ended (``"online"``), else empty. By name.
     """
 
     prompt_tokens: int
@@ -157,7 +157,7 @@ class Usage:
     thought_tokens: int = 0
     member_seconds: dict[str, float] = field(default_factory=dict, compare=False)
     cached_tokens: dict[str, int] = field(default_factory=dict, compare=False)
-    prompt_weights: dict[str, float] = field(default_factory=dict)
+    own_weights: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from langchain_ensemble.constraints.utf8 import START, state_after
 from langchain_ensemble.decoding.boundary import BoundaryTracker
+from langchain_ensemble.decoding.following import Follower
 from langchain_ensemble.decoding.fusing import (
     check_finite,
     keys_of,
@@ -26,7 +27,7 @@ from langchain_ensemble.decoding.fusing import (
 from langchain_ensemble.decoding.gate_rules import mixed
 from langchain_ensemble.decoding.gates import OPEN, Gatekeeper, weights_behind
 from langchain_ensemble.decoding.prefixes import PrefixCache
-from langchain_ensemble.decoding.protocols import Voice
+from langchain_ensemble.decoding.protocols import Teller, Voice
 from langchain_ensemble.decoding.reading import Reader, Stand, stands
 from langchain_ensemble.decoding.records import Score
 from langchain_ensemble.errors import ConfigError, MemberError
@@ -118,6 +119,8 @@ class Scorer:
         num_members: int,
         weigh_boundaries: bool,
         gate: Gatekeeper | None = None,
+        *,
+        online: bool = False,
     ) -> Score:
         """Read the text and add up its log-probability.
 
@@ -128,18 +131,23 @@ class Scorer:
             num_members: How many those are.
             weigh_boundaries: Whether open boundaries discount auxiliaries.
             gate: Where members are fused; None: everywhere.
+            online: Whether weights follow the text, from ``weights`` on.
 
         Returns:
             The score.
         """
-        total, greedy = 0.0, True
+        total, greedy, seats = 0.0, True, (places, num_members)
+        follows = None
+        if online and isinstance(fuser, Teller):
+            follows = Follower(weights, fuser, seats, gate)
         with closing(self._chunks(weigh_boundaries)) as chunks:  # an error frees the caches now
             for chunk in chunks:
                 if fuser is None:
                     got, best = self._raw(chunk)
                 else:
-                    rows = row_weights(weights, chunk.distributions, chunk.silent, chunk.boundary)
-                    got, best = self._fused(chunk, fuser, rows, (places, num_members), gate)
+                    said = (chunk.distributions, chunk.silent, chunk.boundary)
+                    own = weights if follows is None else follows.weights(*said, self._keys(chunk))
+                    got, best = self._fused(chunk, fuser, row_weights(own, *said), seats, gate)
                 values = torch.stack([got.float(), best.float()]).cpu().double()
                 if bool(values[0].isnan().any()):
                     raise MemberError("the fusion gave a score that is no number; it is at fault")
@@ -160,10 +168,13 @@ class Scorer:
         Yields:
             Some rows, and the union keys [N] of main's ids there, on main's device.
         """
-        keys, _ = keys_of(self._voices[0])
         for chunk in self._chunks(weigh_boundaries):
-            ids = torch.tensor(self._ids[chunk.at : chunk.end], device=keys.representative.device)
-            yield chunk, keys.representative[ids]
+            yield chunk, self._keys(chunk)
+
+    def _keys(self, chunk: Chunk) -> Tensor:
+        """Union keys [N] of main's ids in some rows, on main's device."""
+        keys = keys_of(self._voices[0])[0].representative
+        return keys[torch.tensor(self._ids[chunk.at : chunk.end], device=keys.device)]
 
     def _chunks(self, weigh_boundaries: bool) -> Generator[Chunk, None, None]:
         """What the voices say, some rows at a time; kept for other weights where it is small."""
@@ -238,13 +249,11 @@ class Scorer:
         seats: tuple[Sequence[int], int],
         gate: Gatekeeper | None,
     ) -> tuple[Tensor, Tensor]:
-        keys, _ = keys_of(self._voices[0])
         main = chunk.distributions[0]
         shut = None if gate is None else gate.codes(chunk.distributions, rows, chunk.boundary)
         rows = weights_behind(rows, shut)
         distributions, weights = spread(chunk.distributions, rows, *seats, fuser)
-        ids = torch.tensor(self._ids[chunk.at : chunk.end], device=weights.device)
-        target = keys.representative[ids]
+        target = self._keys(chunk)
         got = fuser.score(distributions, weights, target)
         fused = fuser(distributions, weights)
         if gate is not None:

@@ -6,12 +6,14 @@ can be taken back. No tensors, no model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langchain_ensemble.constraints.stop import StopScanner
 from langchain_ensemble.constraints.utf8 import START, complete_length, state_after
 from langchain_ensemble.decoding.grammars import GrammarState
+from langchain_ensemble.decoding.online import noted
 from langchain_ensemble.decoding.protocols import PairTableLike, VocabularyLike
 from langchain_ensemble.decoding.records import Finish, TokenRecord
 
@@ -152,6 +154,7 @@ class Row:
         scanned: Bytes searched for stop strings.
         ignored_stop: The first stop string that stood inside an unfinished grammar.
         finish: How the row ended, None while it runs.
+        regard: How well each voice said the answer so far (``online.py``), where that is asked for.
     """
 
     number: int
@@ -166,6 +169,7 @@ class Row:
     scanned: int = 0
     ignored_stop: str | None = None
     finish: Finish | None = None
+    regard: tuple[float, ...] = ()
 
     @property
     def fragment(self) -> bool:
@@ -198,6 +202,11 @@ class Row:
         """Decode some complete bytes; bytes that can never be text show as U+FFFD (one voice)."""
         errors = "replace" if self.one_voice else "strict"
         return self.answer[start:end].decode("utf-8", errors=errors)
+
+    def note(self, record: TokenRecord, evidence: Sequence[float]) -> None:
+        """Keep what was chosen, and how well each voice said it; evidence may be empty."""
+        self.records.append(record)
+        self.regard = noted(self.regard, evidence)
 
     def extend(self, data: bytes) -> None:
         """Append the chosen key's bytes and look for stop strings.
@@ -244,14 +253,14 @@ class Row:
             (t.text, list(t.spelled), list(t.ends), None if t.ids is t.spelled else list(t.ids))
             for t in self.tracks
         ]
-        here = (self.utf8, self.given, self.scanned, self.ignored_stop, self.finish)
+        here = (self.utf8, self.given, self.scanned, self.ignored_stop, self.finish, self.regard)
         place = None if self.grammar is None else self.grammar.mark()
         return bytes(self.answer), len(self.records), here, place, tracks
 
     def rollback(self, mark: Any) -> None:
         """Return to a remembered state; only text not yet given can be taken back."""
         answer, steps, here, place, tracks = mark
-        self.utf8, self.given, self.scanned, self.ignored_stop, self.finish = here
+        self.utf8, self.given, self.scanned, self.ignored_stop, self.finish, self.regard = here
         if self.grammar is not None:
             self.grammar.rollback(place)
         self.answer = bytearray(answer)

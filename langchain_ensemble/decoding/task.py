@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from langchain_ensemble.constraints.grammar import CompiledGrammar
 from langchain_ensemble.decoding.draft_model import DraftVoice
+from langchain_ensemble.decoding.online import by_regard
 from langchain_ensemble.decoding.prefixes import PrefixCache
 from langchain_ensemble.decoding.protocols import Sampling, Voice, Warn
 from langchain_ensemble.decoding.rating import PromptWeights
 from langchain_ensemble.decoding.records import Finish, TokenRecord
+from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.errors import ConfigError, ContextError
 from langchain_ensemble.fusion.base import Fuser
 from langchain_ensemble.members.base import MemberPrompt, MemberSession
@@ -26,11 +28,13 @@ class Chosen:
         record: The step; None where nothing could be chosen.
         finish: How the row ends with this choice: END, an opened call, a grammar that no member
             can go on with.
+        evidence: How well each voice says it, where weights follow the answer and all were heard.
     """
 
     key: int
     record: TokenRecord | None
     finish: Finish | None = None
+    evidence: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Task:
             nothing is reused.
         draft: A small model that drafts, None: there is none.
         rating: Gives each prompt weights of its own; None: ``weights`` are those of all.
+        online: Whether weights follow each answer (``online.py``), from ``weights`` on.
     """
 
     voices: tuple[Voice, ...]
@@ -115,6 +120,7 @@ class Task:
     prefixes: PrefixCache | None = None
     draft: DraftVoice | None = None
     rating: PromptWeights | None = None
+    online: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -128,23 +134,19 @@ class Task:
         if self.held is not None and rows > 1:
             raise ConfigError(f"held= is for one answer; {rows} are asked for")
 
-    def shares(self, rows: Iterable[int]) -> list[tuple[float, ...]]:
-        """Weights of some rows, by number, where prompts have their own; else nothing."""
-        if self.rating is None:
-            return []
-        return [self.rating.weights[row // self.request.n] for row in rows]
+    def shares(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        """Weights of some rows, where each has its own; else nothing."""
+        if self.rating is not None:
+            return [self.rating.weights[row.number // self.request.n] for row in rows]
+        return [by_regard(self.weights, row.regard) for row in rows] if self.online else []
 
-    def prompt_weights(self, row: int) -> dict[str, float]:
-        """Weights that a row's prompt gave, by member; empty where prompts give none, or not yet.
-
-        Args:
-            row: Its number.
-        """
-        prompt = row // self.request.n
-        if self.rating is None or prompt >= len(self.rating.weights):
+    def own_weights(self, row: Row) -> dict[str, float]:
+        """A row's own weights, by member; empty where all have the same, or there are none yet."""
+        prompt = row.number // self.request.n
+        if self.rating is not None and prompt >= len(self.rating.weights):
             return {}
-        names = (voice.member.name for voice in self.voices)
-        return dict(zip(names, self.rating.weights[prompt], strict=True))
+        names = [voice.member.name for voice in self.voices]
+        return {name: w for own in self.shares([row]) for name, w in zip(names, own, strict=True)}
 
     def drafted(self, read: Callable[[], Sequence[MemberPrompt]]) -> Task:
         """Let the draft model, if there is one, read its prompts.

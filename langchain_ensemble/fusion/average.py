@@ -36,6 +36,7 @@ from langchain_ensemble.fusion.base import (
     MemberDistribution,
     MemberKeys,
     Needs,
+    Told,
 )
 from langchain_ensemble.fusion.voices import (
     LOG_TINY,
@@ -60,6 +61,7 @@ class Average:
 
     mean: Literal["geometric", "arithmetic"] = "geometric"
     name: ClassVar[str] = "average"
+    tells: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the name of the mean."""
@@ -194,17 +196,23 @@ class AverageFuser:
         self, distributions: Sequence[MemberDistribution | None], weights: Tensor
     ) -> FusedDistribution:
         """Fuse one row per position; see :class:`~langchain_ensemble.fusion.base.Fuser`."""
-        run = dense(distributions, self._alignment)
+        return self.telling(distributions, weights)[0]
+
+    def telling(
+        self, distributions: Sequence[MemberDistribution | None], weights: Tensor
+    ) -> tuple[FusedDistribution, Told]:
+        """As a call, with every member's distribution in main's keys."""
+        run, space = dense(distributions, self._alignment), self._alignment.space
         if self._equal and all(one.abstain is None for one in run):
-            fused, end = geometric_mean(
-                [one.logprobs for one in run], [one.end for one in run], weights.float()
-            )
-            return FusedDistribution(self._alignment.space, fused, end)
+            keys, ends = [one.logprobs for one in run], [one.end for one in run]
+            fused = FusedDistribution(space, *geometric_mean(keys, ends, weights.float()))
+            return fused, Told(keys, ends, logs=True)
         arithmetic = self._fusion.mean == "arithmetic"
         told, ends, silent = self._told(run, logs=not arithmetic)
         share = voices(run, weights, silent)
         mean = _arithmetic if arithmetic else _geometric
-        return FusedDistribution(self._alignment.space, *mean(told, ends, share))
+        fused = FusedDistribution(space, *mean(told, ends, share))
+        return fused, Told(told, ends, logs=not arithmetic)
 
     def score(
         self, distributions: Sequence[MemberDistribution | None], weights: Tensor, targets: Tensor

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from langchain_ensemble.fusion.keys import Alignment, MemberKeys, TokenSpace, at_home
+from langchain_ensemble.fusion.keys import Alignment, MemberKeys, TokenSpace, Told, at_home
 from langchain_ensemble.fusion.paths import Paths
 from langchain_ensemble.fusion.tries import Trie
 
@@ -28,6 +28,7 @@ __all__ = [
     "Needs",
     "Paths",
     "TokenSpace",
+    "Told",
     "Trie",
     "at_home",
     "bounded_distribution",
@@ -327,8 +328,7 @@ def bounded_distribution(
     if not speaks:
         # A row of -inf becomes NaN: back to -inf, unless it holds NaN itself (fmax ignores one).
         top = masked.amax(-1)
-        logprobs = torch.fmax(logprobs, (top - torch.inf)[:, None])
-        abstain = top == -torch.inf
+        logprobs, abstain = torch.fmax(logprobs, (top - torch.inf)[:, None]), top == -torch.inf
     ends = logprobs.index_select(-1, keys.end_ids)
     end = ends[:, 0] if len(keys.end_ids) == 1 else ends.logsumexp(-1)
     logprobs.index_fill_(-1, keys.end_ids, -torch.inf)

@@ -8,6 +8,7 @@ Main is always member 0 of an alignment.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -31,6 +32,37 @@ class TokenSpace:
 
     name: str
     width: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """Every member's distribution in main's keys, as a fusion heard it.
+
+    Attributes:
+        keys: [N, V] of each member, main first; probabilities, or their logarithms.
+        ends: [N] of END, likewise.
+        logs: Whether they are logarithms.
+    """
+
+    keys: Sequence[Tensor]
+    ends: Sequence[Tensor]
+    logs: bool
+
+    def of(self, keys: Tensor) -> Tensor:
+        """Probabilities of one union key a row.
+
+        Args:
+            keys: [N], -1: END; keys that main lacks have none.
+
+        Returns:
+            [M, N].
+        """
+        inside = (keys >= 0) & (keys < self.keys[0].shape[-1])
+        at = torch.where(inside, keys, 0)[:, None]
+        said = torch.stack([one.gather(1, at)[:, 0] for one in self.keys])
+        said = torch.where(keys < 0, torch.stack(list(self.ends)), said)
+        said = said.exp() if self.logs else said
+        return torch.where(inside | (keys < 0), said, 0.0)
 
 
 @dataclass(frozen=True)

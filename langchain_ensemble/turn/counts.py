@@ -42,7 +42,7 @@ class Count:
         self._completion += usage.completion_tokens
         self.steps += usage.steps
         self._fused += usage.fused_steps
-        self._weights = self._weights or usage.prompt_weights
+        self._weights = usage.own_weights or self._weights
 
     def add_thought(self, usage: Usage, *, main: bool) -> None:
         """Add a phase in which one member thought.
@@ -78,7 +78,7 @@ class Count:
             thought_tokens=self._thought,
             member_seconds=dict(self._seconds),
             cached_tokens=dict(self._cached),
-            prompt_weights=dict(self._weights),
+            own_weights=dict(self._weights),
         )
 
 

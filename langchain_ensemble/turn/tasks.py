@@ -222,6 +222,7 @@ class TurnTasks:
             prompts=[[prompt]],
             draft=None,
             rating=None,
+            online=False,
             request=self._task.request.model_copy(update=update),
         )
 
