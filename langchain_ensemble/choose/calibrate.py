@@ -20,8 +20,8 @@ from langchain_ensemble.choose.belonging import Reads, belongs_to
 from langchain_ensemble.choose.calibration_file import Calibration, write_calibration
 from langchain_ensemble.choose.calibration_report import CalibrationReport, Fit, Method
 from langchain_ensemble.choose.devset import Metric
-from langchain_ensemble.choose.learn import STEP, Texts, is_convex, kind_of
-from langchain_ensemble.choose.listening import listen, read_samples
+from langchain_ensemble.choose.learn import STEP, Kind, Read, Rows, Texts, is_convex, kind_of
+from langchain_ensemble.choose.listening import Sample, listen, read_samples
 from langchain_ensemble.choose.rightness import (
     confidence_by_answers,
     questions,
@@ -29,6 +29,7 @@ from langchain_ensemble.choose.rightness import (
 )
 from langchain_ensemble.choose.solver import TOLERANCE, minimise
 from langchain_ensemble.choose.stats import bootstrap_ratio
+from langchain_ensemble.contexts import Contexts
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
 from langchain_ensemble.llms import EnsembleLLM
@@ -60,17 +61,13 @@ def calibrate(
         raise ConfigError(unknown_name("method of calibrate", method, METHODS))
     if method == "adapt" and metric is None:
         metric = "exact_match"
-    _check(llm)
+    _check(llm, file)
     if llm.gate != "always":
         warnings.warn(
             f"gate={llm.gate!r} is left open while weights are calibrated: they are measured where "
             "members are fused at every position",
             EnsembleWarning,
             stacklevel=3,
-        )
-    if file is not None and not Path(file).expanduser().absolute().parent.is_dir():
-        raise ConfigError(  # said before hours of reading
-            f"the calibration cannot be written to {str(file)!r}: there is no such folder"
         )
     if llm.calibration is not None:  # the new one takes its place, so the old one is not read
         llm = llm.model_copy(update={"calibration": None})
@@ -80,7 +77,7 @@ def calibrate(
     engine = llm.load().engine
     kind = kind_of(engine.fusion)
     texts = Texts(
-        lambda number: listen(engine, samples[number], kind, llm.contexts),
+        _reader(engine, samples, kind, llm.contexts),
         [sample.size for sample in samples],
         kind,
         on_progress=progress,
@@ -118,8 +115,12 @@ def halves(count: int) -> tuple[Sequence[int], Sequence[int]]:
     return sorted(drawn[:middle]), sorted(drawn[middle:])
 
 
-def _check(llm: Model) -> None:
-    """Refuse what has no weights."""
+def _check(llm: Model, file: str | Path | None) -> None:
+    """Refuse what has no weights, and a file that has no folder, before hours of reading."""
+    if file is not None and not Path(file).expanduser().absolute().parent.is_dir():
+        raise ConfigError(
+            f"the calibration cannot be written to {str(file)!r}: there is no such folder"
+        )
     if len(llm.params.members) < 2:
         raise ConfigError("calibrate weighs members; this ensemble has one, which has weight 1")
     name = llm.params.fusion_name if isinstance(llm.fusion, str | dict) else llm.fusion.name
@@ -133,6 +134,18 @@ def _converse(llm: Model) -> Callable[[Any], Conversation] | None:
     if not isinstance(llm, ChatEnsemble):
         return None
     return lambda said: read_conversation(llm._convert_input(said).to_messages())
+
+
+def _reader(engine: Ensemble, samples: Sequence[Sample], kind: Kind, contexts: Contexts) -> Read:
+    """Reads a text by its number, and names it where that cannot be."""
+
+    def read(number: int) -> list[Rows]:
+        try:
+            return listen(engine, samples[number], kind, contexts)
+        except ConfigError as error:
+            raise ConfigError(f"item {number} of dev_set: {error}") from error
+
+    return read
 
 
 def _uniform(names: Sequence[str]) -> tuple[float, ...]:

@@ -110,5 +110,8 @@ def _sample(number: int, item: Any, converse: Callable[[Any], Conversation] | No
         raise ConfigError(f"item {number} of dev_set is {item!r:.80}; it must be {wanted}")
     if not text:
         raise ConfigError(f"item {number} of dev_set has an empty text; leave it out")
-    check_text(text)
-    return Sample(text, before if converse is None else converse(before))
+    try:
+        check_text(text)
+        return Sample(text, before if converse is None else converse(before))
+    except (ValueError, TypeError, NotImplementedError) as error:  # LangChain's, for messages
+        raise ConfigError(f"item {number} of dev_set: {error}") from error

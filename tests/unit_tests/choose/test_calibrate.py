@@ -253,8 +253,15 @@ def test_what_cannot_be_calibrated(llms):
         gated.calibrate(TEXTS, method="uniform")
     with pytest.raises(ConfigError, match="there is no such folder"):
         EnsembleLLM(members={"a": "/no", "b": "/where"}).calibrate(TEXTS, file="/no/where/w.json")
+    chat = ChatEnsemble.demo(fusion="average")
     with pytest.raises(ConfigError, match="must be a pair"):
-        ChatEnsemble.demo(fusion="average").calibrate(TEXTS)
+        chat.calibrate(TEXTS)
+    for before in (5, [("wizard", "Hi")], []):
+        with pytest.raises(ConfigError, match="item 1 of dev_set: "):
+            chat.calibrate([("Hi", "Hello."), *[(before, "Hello.")] * 7])
+    long = [*TEXTS, ("fox " * 4000, "x")]
+    with pytest.raises(ConfigError, match=f"item {len(TEXTS)} of dev_set: prompt of .* tokens"):
+        llms["average"].calibrate(long, method="uniform")
 
 
 MADE = CalibrationReport(
