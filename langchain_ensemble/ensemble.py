@@ -286,7 +286,7 @@ class Ensemble:
         self, built: Built, text: str, prompts: Sequence[MemberPrompt], heard: Shares, gate: Gate
     ) -> Score:
         check_gate(gate)
-        with self._engine.alone():
+        with self._engine.alone(), self._prefixes.giving_way():
             return self._scores.run(built, self.params, text, prompts, heard, gate, self._prefixes)
 
     # facts

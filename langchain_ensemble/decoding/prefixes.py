@@ -14,6 +14,7 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -211,6 +212,15 @@ class PrefixCache:
     def clear(self) -> None:
         """Free everything."""
         self.shrink(self.used_bytes)
+
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """Free everything where memory runs out meanwhile, so that the next try has more."""
+        try:
+            yield
+        except (MemoryLimitError, torch.OutOfMemoryError):
+            self.clear()
+            raise
 
     def close(self) -> None:
         """Free everything and keep nothing any more: the members are going."""

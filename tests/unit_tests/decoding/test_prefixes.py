@@ -411,6 +411,13 @@ def test_out_of_memory_empties_the_cache(owner: Ensemble, monkeypatch: pytest.Mo
             decoding.answers()
     assert (owner._prefixes.used_bytes, len(owner._prefixes)) == (0, 0)
     assert set(cached(owner, TEXT).values()) == {0}
+    owner.score(" a", TEXT)
+    assert owner._prefixes.used_bytes > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(SessionBase, "submit", full)
+        with pytest.raises(MemoryLimitError):
+            owner.score(" b", TEXT)
+    assert (owner._prefixes.used_bytes, len(owner._prefixes)) == (0, 0)
 
 
 def test_no_room_for_a_copy_costs_the_entry_not_the_answer(
