@@ -166,7 +166,7 @@ class Bars:
             return
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),  # a stage may be named by members
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),

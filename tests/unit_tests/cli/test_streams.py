@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from langchain_ensemble.cli.console import OneLineGroup
+from langchain_ensemble.cli.console import Bars, OneLineGroup
 from langchain_ensemble.cli.streams import IMPORT_NOTES, our_notices
 
 PROMPT = "Once upon a time"
@@ -111,3 +112,17 @@ def test_notes_of_imports_are_left_out_and_the_rest_is_heard(capsys):
             logger.removeHandler(keep)
     assert heard == [*(f"error of {name}" for name in IMPORT_NOTES), "of weights", "afterwards"]
     assert capsys.readouterr().err == "warning: two lines\n"
+
+
+class Terminal(io.StringIO):
+    """A terminal to write on."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bars_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Bars() as bars:
+        bars("unite(a[/b]+[red]c)", 1, 2)
+    assert "unite(a[/b]+[red]c)" in sys.stderr.getvalue()  # type: ignore[attr-defined]
