@@ -16,6 +16,7 @@ from typing import Any
 from langchain_ensemble.adapter.messages import read_conversation
 from langchain_ensemble.chat.conversation import Conversation
 from langchain_ensemble.chat_models import ChatEnsemble
+from langchain_ensemble.choose.asking import Model, Progress
 from langchain_ensemble.choose.belonging import Reads, belongs_to
 from langchain_ensemble.choose.calibration_file import Calibration, write_calibration
 from langchain_ensemble.choose.calibration_report import CalibrationReport, Fit, Method
@@ -32,11 +33,7 @@ from langchain_ensemble.choose.stats import bootstrap_ratio
 from langchain_ensemble.contexts import Contexts
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
-from langchain_ensemble.llms import EnsembleLLM
 from langchain_ensemble.roles import ROLES
-
-Model = EnsembleLLM | ChatEnsemble
-Progress = Callable[[str, int, int], None]
 
 METHODS = ("learned", "adapt", "uniform")
 

@@ -7,21 +7,16 @@ fitted on the ensemble's own answers.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_ensemble.chat_models import ChatEnsemble
-from langchain_ensemble.choose.asking import Answers, Reply, ask
+from langchain_ensemble.choose.asking import Answers, Model, Progress, Reply, ask
 from langchain_ensemble.choose.devset import Item, Metric
 from langchain_ensemble.choose.listening import Sample
 from langchain_ensemble.choose.stats import auroc
 from langchain_ensemble.choose.sureness import FEWEST, enough, learn_map
 from langchain_ensemble.errors import ConfigError, EnsembleWarning
 from langchain_ensemble.evaluate.metrics import check_gold, check_metric
-from langchain_ensemble.llms import EnsembleLLM
-
-Model = EnsembleLLM | ChatEnsemble
-Progress = Callable[[str, int, int], None]
 
 
 def questions(samples: Sequence[Sample], metric: Metric) -> list[Item]:
