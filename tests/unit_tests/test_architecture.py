@@ -51,9 +51,10 @@ INSIDE: dict[str, tuple[str, ...] | None] = {
     "unloaded": ENGINE,
     "requests": (*ENGINE, "building", "shares"),
     "readers": (*ENGINE, "building", "requests"),
-    "scoring": (*ENGINE, "building"),
+    "scoring": (*ENGINE, "building", "shares"),
     "ensemble": (
         *(*ENGINE, "building", "turn", "unloaded", "requests", "readers", "scoring", "confidence"),
+        "shares",  # plain data
         "choose.belonging",
     ),
     "choose": (
