@@ -4,7 +4,8 @@ Run: ``python benchmarks/quality_bits.py [--only WORD ...]`` (one thread; reads 
 Writes ``benchmarks/results/quality_bits.json`` row by row and goes on where it was broken off.
 
 Weights are learned by ``llm.calibrate`` on other text (``train_2M.txt``), for the same fusion where
-every position is fused, and used behind the gates too.
+every position is fused, and used behind the gates too. Fusions that tell are measured with
+``weights="online"`` as well, ungated.
 """
 
 from __future__ import annotations
@@ -105,21 +106,22 @@ def measure(
     key = {"members": list(names), "main": main, "fusion": label}
     if label.startswith("bytes"):  # a score of bytes has no tokens at which a gate could open
         wanted = [gate for gate in wanted if gate == "always"]
-    todo = [gate for gate in wanted if not store.find(**key, gate=gate)]
-    if not todo:
+    ways: dict[str, Any] = {"uniform": "uniform", "learned": None}
+    ways |= {"online": "online"} if label.startswith("average") else {}
+    ways |= {f"all on {name}": {k: float(k == name) for k in names} for name in names}
+    nats: dict[tuple[str, str], list[float]] = {
+        (gate, way): []
+        for gate in wanted
+        for way in ways
+        if gate == "always" or way in ("uniform", "learned")
+        if not store.find(**key, gate=gate, weights=way)
+    }
+    if not nats:
         return
     started = time.process_time()
     llm = ensemble(names, main, FUSIONS[label])
     before = store.find(**key, weights="learned")
-    ways: dict[str, Any] = {"uniform": "uniform"}
     ways["learned"] = before["values"] if before else _whole(learned(llm, other))
-    ways |= {f"all on {name}": {k: float(k == name) for k in names} for name in names}
-    nats: dict[tuple[str, str], list[float]] = {
-        (gate, way): []
-        for gate in todo
-        for way in ways
-        if gate == "always" or not way.startswith("all on ")
-    }
     with llm.load().engine as owner:
         for text in held_out:
             for (gate, way), found in nats.items():

@@ -48,7 +48,7 @@ WEIGHT_RULES = ("uniform", "calibrated", "prompt", "online")
 the prompt, by how well it said the answer so far."""
 
 DEFAULT_FUSION: dict[str, Any] = {"name": "average", "mean": "arithmetic"}
-"""What was never worse than the better member, measured (``benchmarks/quality.md``)."""
+"""With online weights never worse than the better member, as measured (benchmarks/quality.md)."""
 
 DEFAULT_MAX_TOKENS = 256
 DEFAULT_MAX_CONCURRENT = 64
@@ -152,7 +152,8 @@ class RequestParams(Settings):
         stop: Texts before which the answer ends.
         timeout: Seconds until :class:`~langchain_ensemble.errors.DeadlineError`.
         weights: A rule of :data:`WEIGHT_RULES`, name → weight, or one weight a member in order;
-            sum 1. None: those of the calibration where there is one, else uniform.
+            sum 1. None: those of the calibration where there is one; else ``"online"`` where the
+            fusion tells how it heard each member (``average``), else uniform.
         logprobs: Whether per-token logprobs are returned.
         speculation: ``"auto"`` lets members draft for each other where it pays; ``"off"`` runs
             every member for every token; ``"on"`` drafts whether it pays or not. The answer is

@@ -15,11 +15,11 @@ from langchain_ensemble.chat.conversation import Conversation
 from langchain_ensemble.contexts import Contexts, check_contexts, no_context
 from langchain_ensemble.decoding.admission import Limits
 from langchain_ensemble.decoding.draft_model import DraftVoice
-from langchain_ensemble.decoding.protocols import Sampling
+from langchain_ensemble.decoding.protocols import Sampling, Teller
 from langchain_ensemble.decoding.rating import PromptWeights
 from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.errors import ConfigError, EnsembleWarning, unknown_name
-from langchain_ensemble.fusion.base import Fusion
+from langchain_ensemble.fusion.base import Fuser, Fusion
 from langchain_ensemble.members.sampling import filters, penalty
 from langchain_ensemble.params import EnsembleParams, RequestParams
 from langchain_ensemble.roles import refuse_weights
@@ -60,7 +60,8 @@ def plain_task(
     Raises:
         ConfigError: Wrong weights.
     """
-    places, weights, online = voices_with_weight(params, request.weights, calibrated)
+    asked = meant(request.weights, calibrated, built.fuser)
+    places, weights, online = voices_with_weight(params, asked, calibrated)
     alone = len(places) == 1
     return Task(
         voices=(built.voices[0].alone(),) if alone else tuple(built.voices[p] for p in places),
@@ -164,6 +165,7 @@ def scored_by(
         if member not in built.names:
             raise ConfigError(unknown_name("member", member, built.names))
         return Shares((built.names.index(member),), (1.0,))
+    weights = meant(weights, calibrated, built.fuser)
     shares = voices_with_weight(params, weights, calibrated)
     if weights == "prompt" and len(shares.places) > 1:
         rating = PromptWeights([built.voices[place] for place in shares.places], [_judged(before)])
@@ -171,6 +173,21 @@ def scored_by(
             rating.read_on(warn)
         shares = shares._replace(weights=rating.weights[0])
     return shares
+
+
+def meant(weights: Any, calibrated: Mapping[str, float] | None, fuser: Fuser | None) -> Any:
+    """What weights mean that are not given: the calibration's, else the answer's where it tells.
+
+    Args:
+        weights: As in a request.
+        calibrated: The weights of the calibration, if there is one.
+        fuser: The fusion; None with one member.
+
+    Returns:
+        As in a request; None: uniform, or those of the calibration.
+    """
+    follows = weights is None and calibrated is None and isinstance(fuser, Teller)
+    return "online" if follows else weights
 
 
 def voices_with_weight(

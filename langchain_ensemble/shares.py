@@ -36,8 +36,8 @@ def resolve_weights(
 
     Args:
         weights: A rule, name → weight, or a sequence in the order of ``names``. None: those of the
-            calibration where there is one, else uniform. ``"prompt"``, ``"online"``: each
-            prompt, or each answer, decides; what is given here is uniform, everybody has a voice.
+            calibration where there is one, else uniform. ``"prompt"`` and ``"online"``: what is
+            given here is uniform, everybody has a voice; each prompt, or answer, decides.
         names: The members' names.
         calibrated: The weights of the calibration, if there is one.
 

@@ -77,7 +77,8 @@ class DeclaredFields(Serializable):
         | tuple[float, ...]
         | None
     ) = None
-    """Name → weight, or one a member in order, sum 1; or a rule. None: calibrated, else uniform."""
+    """Name → weight, or one a member in order, sum 1; or a rule. None: calibrated, else online with
+    ``fusion="average"``, else uniform."""
     logprobs: bool = False
     """Whether ``generation_info`` carries each token's logprobs, fused and by member."""
     speculation: Literal["auto", "off", "on"] = "auto"

@@ -42,7 +42,8 @@ Fusion = Annotated[
     ),
 ]
 Weights = Annotated[
-    str | None, typer.Option(metavar="A=0.6,B=0.4", help="One a member, sum 1; or uniform, prompt.")
+    str | None,
+    typer.Option(metavar="A=0.6,B=0.4", help="One a member, sum 1; or uniform, online, prompt."),
 ]
 Main = Annotated[
     str | None, typer.Option(metavar="NAME", help="Whose vocabulary is read; default: the first.")

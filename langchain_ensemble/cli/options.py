@@ -120,7 +120,9 @@ def read_members(items: Sequence[str]) -> list[Member]:
 
 
 def read_weights(text: str) -> str | dict[str, float] | tuple[float, ...]:
-    """Read a rule (``uniform``, ``prompt``, ``calibrated``), ``a=0.6,b=0.4`` or ``0.6,0.4``.
+    """Read a rule (``uniform``, ``online``, ``prompt``, ``calibrated``) or numbers.
+
+    Numbers are ``a=0.6,b=0.4``, or ``0.6,0.4`` in member order.
 
     Raises:
         ConfigError: Neither; a name twice; something that is no number.

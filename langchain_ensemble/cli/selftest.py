@@ -1,4 +1,4 @@
-"""``selftest``: proofs on the user's own members, a line each; greedy, with uniform weights."""
+"""``selftest``: proofs on the user's own members, a line each; greedy, with the default weights."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_the_loop_is_its_naive_twin(
         grammar = compile_for(owner._ready().voices, NAMED[name])[0]
         weigh = boundaries == "discount"
         naive = naive_decode(owner, prompt, steps, [0.5, 0.5], weigh, grammar)
-        request = RequestParams(max_tokens=steps, n=2)
+        request = RequestParams(max_tokens=steps, n=2, weights="uniform")
         with admit(owner, [prompt], request, NAMED[name]) as decoding:
             answers = decoding.answers()[0]
             rows = decoding.rows
@@ -75,7 +75,9 @@ def test_the_naive_twin_inside_characters(
     with picos(pico, "llama", "gpt2", fusion=fusion, main=main) as owner:
         grammar = compile_for(owner._ready().voices, FOREIGN)[0]
         naive = naive_decode(owner, "The text: ", 24, [0.5, 0.5], True, grammar)
-        with admit(owner, ["The text: "], RequestParams(max_tokens=24), FOREIGN) as decoding:
+        with admit(
+            owner, ["The text: "], RequestParams(max_tokens=24, weights="uniform"), FOREIGN
+        ) as decoding:
             answer = decoding.answers()[0][0]
     assert answer.text.encode() == naive.answer
     assert FOREIGN.holds(answer.text.encode())
@@ -90,7 +92,9 @@ def test_the_naive_twin_where_main_cannot_spell(shared: Path, fusion: str) -> No
         naive = naive_decode(owner, PROMPT, 14, [0.5, 0.5], True, grammar)
         with (
             pytest.warns(EnsembleWarning, match=r"'babyllama-105' cannot spell all of answer"),
-            admit(owner, [PROMPT], RequestParams(max_tokens=14), automaton) as decoding,
+            admit(
+                owner, [PROMPT], RequestParams(max_tokens=14, weights="uniform"), automaton
+            ) as decoding,
         ):
             answer = decoding.answers()[0][0]
     assert answer.text.encode() == naive.answer

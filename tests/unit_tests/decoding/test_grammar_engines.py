@@ -91,7 +91,9 @@ def test_the_loop_is_its_naive_twin(
     with models(shared, *PAIR, fusion=fusion, main=main) as owner:
         grammar = compiled(owner._ready().voices, name, engine)
         naive = naive_decode(owner, PROMPT, 10, [0.5, 0.5], True, grammar[0])
-        with admit(owner, [PROMPT], RequestParams(max_tokens=10), grammar=grammar) as decoding:
+        with admit(
+            owner, [PROMPT], RequestParams(max_tokens=10, weights="uniform"), grammar=grammar
+        ) as decoding:
             answer = decoding.answers()[0][0]
             data = bytes(decoding.rows[0].answer)
     assert data == naive.answer

@@ -90,7 +90,7 @@ def test_the_loop_is_its_naive_twin(
     with ensemble(members, fusion=fusion, open_boundaries=boundaries, main=main) as owner:
         steps = 14
         naive, keys = naive_greedy(owner, prompt, steps, [0.5, 0.5], boundaries == "discount")
-        with owner.open([prompt], RequestParams(max_tokens=steps)) as decoding:
+        with owner.open([prompt], RequestParams(max_tokens=steps, weights="uniform")) as decoding:
             while not decoding.done:
                 decoding.step()
             row = decoding._loop.rows[0]

@@ -78,7 +78,7 @@ def test_the_loop_is_its_naive_twin(
         bias[main, OPENER] = some_bias(owner, PROMPT, 6, share)
         weigh = boundaries == "discount"
         naive = naive_decode(owner, PROMPT, steps, [0.5, 0.5], weigh, opening=opening)
-        request = RequestParams(max_tokens=steps, n=2)
+        request = RequestParams(max_tokens=steps, n=2, weights="uniform")
         with admit(owner, [PROMPT], request, opening=opening) as decoding:
             answers = decoding.answers()[0]
     for answer in answers:
@@ -110,10 +110,12 @@ def test_the_literal_opening_is_its_naive_twin(
     with models(shared, *PAIR, fusion=fusion, main=main) as owner:
         opening = literal(owner, text)
         naive = naive_decode(owner, prompt, steps, [0.5, 0.5], True, opening=opening)
-        with admit(owner, [prompt], RequestParams(max_tokens=steps), opening=opening) as decoding:
+        with admit(
+            owner, [prompt], RequestParams(max_tokens=steps, weights="uniform"), opening=opening
+        ) as decoding:
             answer = decoding.answers()[0][0]
             read = answer.usage.member_tokens[main]
-        plain = owner.generate([prompt], RequestParams(max_tokens=steps))[0][0]
+        plain = owner.generate([prompt], RequestParams(max_tokens=steps, weights="uniform"))[0][0]
     assert answer.text.encode() == naive.answer
     assert [t.logprob for t in answer.tokens] == pytest.approx(naive.logprobs, abs=1e-3)
     if naive.keys[0] == OPEN:
@@ -340,7 +342,7 @@ def test_in_the_place_of_a_grammars_text(
         grammar = compile_for(owner._ready().voices, RECORD)[0]
         bias[main, OPENER] = value
         naive = naive_decode(owner, PROMPT, 10, [0.5, 0.5], True, grammar, opening)
-        request = RequestParams(max_tokens=10)
+        request = RequestParams(max_tokens=10, weights="uniform")
         with admit(owner, [PROMPT], request, RECORD, opening=opening) as decoding:
             answer = decoding.answers()[0][0]
     assert answer.text.encode() == naive.answer
@@ -355,7 +357,7 @@ def test_a_literal_in_the_place_of_a_grammars_text(shared: Path, text: str) -> N
     with models(shared, *PAIR, fusion="average") as owner:
         grammar, opening = compile_for(owner._ready().voices, RECORD)[0], literal(owner, text)
         naive = naive_decode(owner, PROMPT, 10, [0.5, 0.5], True, grammar, opening)
-        request = RequestParams(max_tokens=10)
+        request = RequestParams(max_tokens=10, weights="uniform")
         with admit(owner, [PROMPT], request, RECORD, opening=opening) as decoding:
             answer = decoding.answers()[0][0]
     assert answer.text.encode() == naive.answer

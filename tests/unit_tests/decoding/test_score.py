@@ -65,7 +65,7 @@ def naive_score(owner: Ensemble, text: str, prompt: str) -> float:
 def test_score_is_its_naive_twin(shared: Path, fusion: str, main: str, prompt: str) -> None:
     text = " was a little girl" if prompt else "There was a girl"
     with open_ensemble(shared, ["stories260K", "babyllama-361"], fusion=fusion, main=main) as owner:
-        score = owner.score(text, prompt)
+        score = owner.score(text, prompt, weights="uniform")
         assert score.logprob == pytest.approx(naive_score(owner, text, prompt), rel=1e-4)
         assert math.isfinite(score.logprob)
         assert score.num_bytes == len(text)

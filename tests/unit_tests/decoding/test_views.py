@@ -60,7 +60,7 @@ def test_the_loop_is_its_naive_twin(name: str, pico: Callable[..., Path], llama:
     with owner(name, *folders[:count]) as made:
         texts = (CONTEXT, "He. ", "")[:count]
         naive, _ = naive_greedy(made, PROMPT, 8, [1 / count] * count, True, texts)
-        request = RequestParams(max_tokens=8, contexts=told, speculation="off")
+        request = RequestParams(max_tokens=8, contexts=told, speculation="off", weights="uniform")
         plain = made.generate([PROMPT, "Tom"], request)
         got = plain[0][0]
         assert b"".join(t.bytes for t in got.tokens) == naive
