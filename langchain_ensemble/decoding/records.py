@@ -146,7 +146,8 @@ class Usage:
         cached_tokens: Ids of the prompt that each member did not run, because another request had.
             By name. Two usages are equal whatever it is.
         own_weights: Weights of the members that the prompt gave (``weights="prompt"``), or with
-            which the answer ended (``"online"``), else empty. By name.
+            which the answer ended (``"online"``), else empty. By name. Two usages are equal
+            whatever it is: its last digits depend on how forwards were batched.
     """
 
     prompt_tokens: int
@@ -157,7 +158,7 @@ class Usage:
     thought_tokens: int = 0
     member_seconds: dict[str, float] = field(default_factory=dict, compare=False)
     cached_tokens: dict[str, int] = field(default_factory=dict, compare=False)
-    own_weights: dict[str, float] = field(default_factory=dict)
+    own_weights: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

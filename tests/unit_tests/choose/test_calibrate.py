@@ -124,7 +124,7 @@ def test_the_file_is_obeyed_unless_weights_are_given(llms, tmp_path):
     llm = EnsembleLLM.demo(fusion="average", calibration=str(path), max_tokens=6)
     text = TEXTS[1]
     learned = llms["average"].score(text, weights=report.weights)
-    uniform = llms["average"].score(text)
+    uniform = llms["average"].score(text, weights="uniform")
     assert learned.logprob != uniform.logprob
     assert llm.score(text) == learned == llm.score(text, weights="calibrated")
     assert llm.score(text, weights="uniform") == uniform

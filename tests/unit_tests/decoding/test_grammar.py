@@ -324,7 +324,7 @@ def test_no_fusion_can_choose_what_is_illegal(shared: Path) -> None:
     for fusion in ("average", "gac"):
         with models(shared, *PAIR, fusion=fusion) as owner:
             fuser = Loud(owner._ready().fuser)
-            request = RequestParams(max_tokens=40, temperature=1.0, seed=1, n=4)
+            request = RequestParams(max_tokens=40, temperature=1.0, seed=1, n=4, weights="uniform")
             with admit(owner, [PROMPT], request, RECORD, fuser=fuser) as decoding:
                 answers = decoding.answers()[0]
             assert len({answer.text for answer in answers}) == 4
