@@ -129,7 +129,7 @@ class Pair:
 
     def ours(self, prompt: str, speculation: str, counts: Counts | None = None) -> list[int]:
         """Main's ids of our answer; what was drafted is added to ``counts``."""
-        request = RequestParams(max_tokens=self.tokens, speculation=speculation)
+        request = RequestParams(max_tokens=self.tokens, speculation=speculation, weights="uniform")
         with self.ensemble.open([prompt], request) as decoding:
             while not decoding.done:
                 decoding.step()

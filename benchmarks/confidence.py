@@ -72,7 +72,7 @@ def measured(members: Mapping[str, Any] | Sequence[Any], fusion: str, items: Ite
         fusion: The fusion.
         items: The questions.
     """
-    request = RequestParams(max_tokens=40, stop=("\n",), logprobs=True)
+    request = RequestParams(max_tokens=40, stop=("\n",), logprobs=True, weights="uniform")
     right, features = [], []
     with Ensemble(EnsembleParams(members=members, fusion=fusion)) as owner:
         for at in range(0, len(items), AT_ONCE):

@@ -76,7 +76,7 @@ def answered(owner: Ensemble, tokens: int, **asked: Any) -> dict[str, Any]:
     """Answer every prompt alone; texts, counts, forwards, CPU seconds."""
     members = owner._ready().members
     pools = [member._lease.value.pool for member in members]  # type: ignore[attr-defined]
-    request = RequestParams(max_tokens=tokens, speculation="on", **asked)
+    request = RequestParams(max_tokens=tokens, speculation="on", weights="uniform", **asked)
     owner.generate(PROMPTS[:1], request.model_copy(update={"max_tokens": 8}))
     before = [pool.forwards for pool in pools]
     begun = time.process_time()

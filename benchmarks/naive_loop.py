@@ -66,7 +66,8 @@ def compared(owner: Any, models: list[Any], size: tuple[int, int], rounds: int, 
     context, rows = size
     naive = Naive(models, prompts_of(owner, context, rows))
     tokens = rounds * steps + 2
-    with opened(owner, context, rows, max_tokens=tokens + 1, speculation="off") as decoding:
+    asked = {"max_tokens": tokens + 1, "speculation": "off", "weights": "uniform"}
+    with opened(owner, context, rows, **asked) as decoding:
         while not decoding.rows[0].records:
             decoding.step()
         naive.step()

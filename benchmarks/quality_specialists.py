@@ -188,7 +188,8 @@ def chats(folder: Path, main: str, label: str, data: tuple[Any, Store]) -> None:
         return
     members = [{"name": name, "model": str(folder / name)} for name in MEMBERS]
     fusion = FUSIONS[label]
-    chat = ChatEnsemble(members=members, main=main, fusion=fusion, max_tokens=40, stop=["\n"])
+    how = {"max_tokens": 40, "stop": ["\n"], "weights": "uniform"}
+    chat = ChatEnsemble(members=members, main=main, fusion=fusion, **how)
     replies = chat.batch([item.question for item in items["test"]])
     chat.unload()
     store.add({**key, "values": "uniform", "test": [{"text": r.text.strip()} for r in replies]})
