@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,9 +43,15 @@ def _compile(region: Callable[[], Tensor], whole: bool) -> Callable[[], Tensor]:
     def run() -> Tensor:
         return region()
 
-    # Dynamo counts recompilations a code object: every region gets one of its own.
+    # Dynamo counts recompilations a code object: every region gets one of its own. Nothing that a
+    # region stands on ever changes but what its tensors hold, as for a CUDA graph; to ask that of
+    # every weight before each call takes longer than a small layer. Torch before 2.8 asks.
     own = FunctionType(run.__code__.replace(), globals(), "run", None, run.__closure__)
-    compiled: Callable[[], Tensor] = torch.compile(own, dynamic=False, fullgraph=whole)
+    no_guards = getattr(torch.compiler, "skip_all_guards_unsafe", None)
+    options: Any = None if no_guards is None else {"guard_filter_fn": no_guards}
+    compiled: Callable[[], Tensor] = torch.compile(
+        own, dynamic=False, fullgraph=whole, options=options
+    )
     with _lock, inductor_folder():
         compiled()
     return compiled
