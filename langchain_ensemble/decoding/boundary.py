@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from langchain_ensemble.decoding.protocols import SortedKeysLike
-from langchain_ensemble.decoding.ranges import PARTS, Layout, NodeLayout
+from langchain_ensemble.decoding.ranges import PARTS, Layout, NodeLayout, weigh_slots
 from langchain_ensemble.fusion.base import MemberDistribution
 
 BOUNDARIES = 8
@@ -86,6 +86,7 @@ class BoundaryTracker:
         self._path: Tensor | None = None  # [B, SLOTS] log W_b up to a constant a row
         self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
         self._bare: set[int] = set()  # slots of all rows whose blocks are not summed
+        self._written: Tensor | int | None = None  # slots of all rows that are to be written
 
     def observe(
         self,
@@ -106,17 +107,39 @@ class BoundaryTracker:
             [n] float32, c_i of every row (1 in rows that are not active).
         """
         logprobs = distribution.logprobs
-        flat, whole = self._tensors(logprobs)
+        weight = self.weigh(answers, active, at, logprobs.device)
+        self.keep(logprobs)
+        return weight
+
+    def weigh(
+        self,
+        answers: Sequence[bytes | bytearray],
+        active: Sequence[bool],
+        at: Sequence[int],
+        device: torch.device,
+    ) -> Tensor:
+        """The first half of :meth:`observe`: c_i follows from what was kept before.
+
+        Args:
+            answers: As there.
+            active: As there.
+            at: As there.
+            device: Where the member's distributions are.
+
+        Returns:
+            [n] float32, c_i; :meth:`keep` must follow.
+        """
+        flat, whole = self._tensors(device)
         if len(at) == 1:
-            return self._observe_one(logprobs, at[0], answers[0], active[0])[None]
+            return self._weigh_one(at[0], answers[0], active[0])[None]
         self._sum_blocks()
         places = array("q")
         for row, answer, on in zip(at, answers, active, strict=True):
             self._plan(places, row, answer, on)
-        plan = torch.frombuffer(places, dtype=torch.int64).to(logprobs.device).view(len(at), -1)
-        rows, slot, target = plan[:, 0], plan[:, 1:2], plan[:, 2]
+        plan = torch.frombuffer(places, dtype=torch.int64).to(device).view(len(at), -1)
+        rows, slot, self._written = plan[:, 0], plan[:, 1:2], plan[:, 2]
         path = whole.index_select(0, rows)
-        weight, path, new = _weigh(
+        weight, path, new = weigh_slots(
             flat,
             path,
             plan[:, HEAD : HEAD + BOUNDARIES],
@@ -124,13 +147,30 @@ class BoundaryTracker:
             self._layout.base,
         )
         whole.index_copy_(0, rows, path.scatter_(1, slot, new[:, None]))
-        width = self._layout.width
+        return weight
+
+    def keep(self, logprobs: Tensor) -> None:
+        """The second half of :meth:`observe`: keep what is open from the new boundaries.
+
+        Args:
+            logprobs: [n, V_i] the member's dense log-probabilities after the answers.
+        """
+        target, self._written = self._written, None
+        if target is None:
+            return  # one row, in which the member does not stand at the end
+        flat, _ = self._tensors(logprobs.device)
+        width, order = self._layout.width, self._order(logprobs.device)
         stored = flat[: len(self._next) * SLOTS * width].view(-1, width)
+        if isinstance(target, int):  # no sums of blocks: one row reads slices
+            for mark in self._marks:
+                place = torch.tensor([target], device=flat.device)
+                mark.undo.append((place, stored[target : target + 1].clone()))
+            torch.index_select(logprobs[0], 0, order, out=stored[target, : len(order)])
+            self._bare.add(target)
+            return
         for mark in self._marks:
             mark.undo.append((target, stored.index_select(0, target)))
-        order = self._order(logprobs.device)
         stored.index_copy_(0, target, self._layout.filled(logprobs.index_select(1, order)))
-        return weight
 
     def _plan(self, places: array[int], row: int, answer: bytes | bytearray, on: bool) -> None:
         """Append one row's places: what is read of every slot, and which slot is written."""
@@ -174,25 +214,18 @@ class BoundaryTracker:
         self._visited[row] = [*kept, (position, slot)]
         return slot
 
-    def _observe_one(
-        self, logprobs: Tensor, row: int, answer: bytes | bytearray, on: bool
-    ) -> Tensor:
-        """:meth:`observe` for one row: slices instead of fixed slots, and no sums of blocks."""
+    def _weigh_one(self, row: int, answer: bytes | bytearray, on: bool) -> Tensor:
+        """:meth:`weigh` for one row: slices instead of fixed slots."""
+        assert self._flat is not None
+        assert self._path is not None
         if not on:
-            return logprobs.new_ones(())
-        flat, whole = self._tensors(logprobs)
-        width, nothing, path = self._layout.width, self._layout.nothing, whole[row]
+            return self._path.new_ones(())
+        nothing, path = self._layout.nothing, self._path[row]
         spans = self._alive(row, answer) or [(0, nothing, nothing + 1, None)]  # a sum of nothing
-        new = self._new_path(flat, path, row * SLOTS, spans)
+        new = self._new_path(self._flat, path, row * SLOTS, spans)
         slot = self._visit(row, len(answer))
-        target = row * SLOTS + slot
-        stored = flat[target * width : (target + 1) * width]
-        for mark in self._marks:
-            mark.undo.append((torch.tensor([target], device=flat.device), stored[None].clone()))
+        self._written = row * SLOTS + slot
         path[slot] = new
-        order = self._order(logprobs.device)
-        torch.index_select(logprobs[0], 0, order, out=stored[: len(order)])
-        self._bare.add(target)
         return new.exp().clamp_max(1.0)
 
     def _new_path(self, flat: Tensor, path: Tensor, first: int, spans: Sequence[Span]) -> Tensor:
@@ -248,13 +281,13 @@ class BoundaryTracker:
         stored.index_copy_(0, bare, self._layout.filled(keys))
         self._bare = set()
 
-    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """What is remembered, made at the first boundary."""
         if self._flat is None or self._path is None:
             rows = len(self._next)
             size = rows * SLOTS * self._layout.width + self._layout.base  # a piece may reach over
-            self._flat = like.new_full((size,), -torch.inf)
-            self._path = like.new_zeros(rows, SLOTS)
+            self._flat = torch.full((size,), -torch.inf, device=device)
+            self._path = torch.zeros((rows, SLOTS), device=device)
         return self._flat, self._path
 
     def _order(self, device: torch.device) -> Tensor:
@@ -297,31 +330,3 @@ class BoundaryTracker:
             kept = self._flat[: old * each].view(old, each).index_select(0, index).flatten()
             self._flat = torch.cat([kept, kept.new_full((self._layout.base,), -torch.inf)])
             self._path = self._path.index_select(0, index)
-
-
-def _weigh(
-    flat: Tensor, path: Tensor, exact: Tensor, parts: Tensor, base: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weigh a boundary of n rows.
-
-    Args:
-        flat: All that is remembered.
-        path: [n, SLOTS] log-probabilities of the paths to the boundaries.
-        exact: [n, BOUNDARIES] where the key that ends here is.
-        parts: [n, BOUNDARIES, PARTS, 2] where the pieces of the open keys begin and end.
-        base: Length of a piece at most.
-
-    Returns:
-        c [n], the paths with the newest sum at 0, so that long answers lose no digits, and the new
-        boundary's log W [n].
-    """
-    index = parts[..., :1] + torch.arange(base, device=flat.device)  # [n, BOUNDARIES, PARTS, base]
-    open_keys = flat.take(index).masked_fill(index >= parts[..., 1:], -torch.inf)
-    to_here = path[:, :BOUNDARIES]
-    through = (open_keys + to_here[:, :, None, None]).flatten(1).logsumexp(-1)  # [n]
-    ended = (to_here + flat.take(exact)).logsumexp(-1)
-    # The start, bytes that no key spells, or no path leads here: the paths start anew.
-    lost = through == -torch.inf
-    base_line = through.masked_fill(lost, 0.0)
-    new = (ended - base_line).masked_fill(lost, 0.0)
-    return new.exp().clamp_max(1.0), path - base_line[:, None], new

@@ -58,7 +58,7 @@ class PathTracker(BoundaryTracker):
         Returns:
             The paths, and [n] the probability that a token ends here (0 where it does not stand).
         """
-        flat, whole = self._tensors(distribution.logprobs)
+        flat, whole = self._tensors(distribution.logprobs.device)
         places = array("q")
         for row, answer, position in zip(at, held, stands, strict=True):
             places.extend(self._places(row, answer, position))

@@ -85,3 +85,31 @@ class NodeLayout:
     def filled(self, rows: Tensor) -> Tensor:
         """Rows [n, K] with the masses of all nodes, [n, width]."""
         return self._trie.masses(rows)
+
+
+def weigh_slots(
+    flat: Tensor, path: Tensor, exact: Tensor, parts: Tensor, base: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weigh a boundary of n rows, each with some slots of earlier ones.
+
+    Args:
+        flat: All that is remembered.
+        path: [n, slots or more] log-probabilities of the paths to the boundaries.
+        exact: [n, slots] where the key that ends here is.
+        parts: [n, slots, PARTS, 2] where the pieces of the open keys begin and end.
+        base: Length of a piece at most.
+
+    Returns:
+        c [n], the paths with the newest sum at 0, so that long answers lose no digits, and the new
+        boundary's log W [n].
+    """
+    index = parts[..., :1] + torch.arange(base, device=flat.device)  # [n, slots, PARTS, base]
+    open_keys = flat.take(index).masked_fill(index >= parts[..., 1:], -torch.inf)
+    to_here = path[:, : exact.shape[-1]]
+    through = (open_keys + to_here[:, :, None, None]).flatten(1).logsumexp(-1)  # [n]
+    ended = (to_here + flat.take(exact)).logsumexp(-1)
+    # The start, bytes that no key spells, or no path leads here: the paths start anew.
+    lost = through == -torch.inf
+    base_line = through.masked_fill(lost, 0.0)
+    new = (ended - base_line).masked_fill(lost, 0.0)
+    return new.exp().clamp_max(1.0), path - base_line[:, None], new

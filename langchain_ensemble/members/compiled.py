@@ -45,7 +45,7 @@ def _compile(region: Callable[[], Tensor], whole: bool) -> Callable[[], Tensor]:
 
     # Dynamo counts recompilations a code object: every region gets one of its own. Nothing that a
     # region stands on ever changes but what its tensors hold, as for a CUDA graph; to ask that of
-    # every weight before each call takes longer than a small layer. Torch before 2.8 asks.
+    # every weight before each call takes longer than a small layer. Older torch asks.
     own = FunctionType(run.__code__.replace(), globals(), "run", None, run.__closure__)
     no_guards = getattr(torch.compiler, "skip_all_guards_unsafe", None)
     options: Any = None if no_guards is None else {"guard_filter_fn": no_guards}
