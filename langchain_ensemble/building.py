@@ -12,10 +12,12 @@ from typing import Literal
 from langchain_ensemble.chat.view import ChatView
 from langchain_ensemble.constraints.utf8 import REJECT, START, next_states, state_after
 from langchain_ensemble.decoding.protocols import Voice, Warn
+from langchain_ensemble.decoding.regions import Regions
 from langchain_ensemble.errors import ConfigError
 from langchain_ensemble.fusion import needs_of, prepare
 from langchain_ensemble.fusion.base import Fuser, Fusion, FusionContext, MemberKeys, Trie
 from langchain_ensemble.members.base import LoadedMember
+from langchain_ensemble.members.graphs import capture_between
 from langchain_ensemble.store import Store
 from langchain_ensemble.vocab.alignment import Aligned, align, check_common
 from langchain_ensemble.vocab.byte_trie import ByteTrie, tree_of
@@ -36,6 +38,7 @@ class Built:
     fuser: Fuser | None
     key_bytes: Sequence[bytes | None]
     draft: tuple[LoadedMember, Vocabulary] | None = None
+    regions: Regions | None = None
 
     @property
     def names(self) -> list[str]:
@@ -98,7 +101,10 @@ def build(
         union_trie=_held_by_main(aligned, store) if paths else None,
     )
     fuser = prepare(fusion, context)
-    return Built(tuple(members), vocabularies, voices, fuser, aligned.key_bytes)
+    forwards = [(getattr(m, "forward", "eager"), m.device) for m in members]
+    capture = capture_between(forwards)
+    regions = None if capture is None else Regions(capture)
+    return Built(tuple(members), vocabularies, voices, fuser, aligned.key_bytes, regions=regions)
 
 
 def _held_by_main(aligned: Aligned, store: Store) -> Trie:

@@ -77,6 +77,7 @@ def plain_task(
         warn=warn,
         draft=None if built.draft is None else DraftVoice(*built.draft),
         online=online,
+        regions=built.regions,
     )
 
 

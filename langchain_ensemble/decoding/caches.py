@@ -15,17 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langchain_ensemble.decoding.boundary import BoundaryTracker
 from langchain_ensemble.decoding.devices import Devices
 from langchain_ensemble.decoding.handover import put_away
-from langchain_ensemble.decoding.path_tracker import tracker_of
 from langchain_ensemble.decoding.prefill import Prefill
 from langchain_ensemble.decoding.prefixes import Offer
-from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.decoding.stopwatch import Stopwatch
 from langchain_ensemble.decoding.task import Task
+from langchain_ensemble.decoding.trackers import Trackers
 from langchain_ensemble.errors import MemoryLimitError
-from langchain_ensemble.fusion.base import MemberDistribution
 from langchain_ensemble.members.base import LoadedMember, MemberPrompt, MemberSession, Pending
 
 Change = tuple[int, list[int]]
@@ -56,6 +53,7 @@ class Caches:
 
     Attributes:
         logits: [B, V_i] float32 after the last id of each row, one a voice.
+        trackers: Open boundaries of each voice.
         cached: Ids of each prompt that came from the prefix cache, one a voice.
         generators: One a row, None when greedy.
     """
@@ -65,7 +63,6 @@ class Caches:
         self._task = task
         self._voices = task.voices
         self._sessions: list[MemberSession] = []
-        self._trackers: list[BoundaryTracker | None] = []
         self._prompts: list[Sequence[MemberPrompt]] = []  # [row][voice]
         self._prompt_lengths: list[list[int]] = []  # [row][voice]
         self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()
@@ -75,6 +72,7 @@ class Caches:
         self._pending: list[tuple[int, list[list[int]], Pending]] = []
         self.cached = [0] * len(task.voices)
         self.logits: list[Tensor] = []
+        self.trackers = Trackers((), 0, weigh=False)
         self.generators = generators
 
     @property
@@ -103,13 +101,13 @@ class Caches:
         readers, self._reading = self._reading.readers, None
         self._prompts = [p for p in self._task.prompts for _ in range(self._task.request.n)]
         self._prompt_lengths = [[len(p.ids) for p in prompt] for prompt in self._prompts]
-        for voice, reader in zip(self._voices, readers, strict=True):
+        weigh = self._task.weigh_boundaries
+        self.trackers = Trackers(self._voices, len(self._prompts), weigh=weigh)
+        for reader in readers:
             assert reader.session is not None
             assert reader.logits is not None
             self._sessions.append(reader.session)
             self.logits.append(reader.logits)
-            weigh = self._task.weigh_boundaries
-            self._trackers.append(tracker_of(voice, len(self._prompts), weigh=weigh))
         self.cached = [reader.cached for reader in readers]
 
     def offers(self, member: LoadedMember, salt: str | None) -> Iterator[Offer]:
@@ -137,22 +135,6 @@ class Caches:
             if self._task.prefixes is not None:
                 self._task.prefixes.clear()
             raise
-
-    def boundaries(
-        self, rows: Sequence[Row], distributions: Sequence[MemberDistribution], at: Sequence[int]
-    ) -> list[Tensor | None]:
-        """c_i [n] of every voice that could be asked what follows half a token; else None."""
-        here = [not row.fragment for row in rows]
-        return [
-            None
-            if tracker is None
-            else tracker.observe(distributions[place], [r.held_by(place) for r in rows], here, at)
-            for place, tracker in enumerate(self._trackers)
-        ]
-
-    def tracker(self, place: int) -> BoundaryTracker | None:
-        """One voice's open boundaries, None where they are not weighed."""
-        return self._trackers[place]
 
     def submit(self, changes: Sequence[Sequence[Change]]) -> None:
         """Roll back where a spelling changed and start the new ids, all voices side by side.
@@ -264,7 +246,8 @@ class Caches:
         if len(self._prompt_lengths) > 1:
             taken = [session.fork([row]) for session in taken]
         else:
-            self._sessions, self._trackers, self.logits = [], [], []
+            self._sessions, self.logits = [], []
+            self.trackers = Trackers((), 0, weigh=False)
         for session, length in zip(taken, lengths, strict=True):
             session.truncate([length])
         return taken
@@ -280,9 +263,7 @@ class Caches:
             with self._releasing():
                 session.select(rows)
             self.logits[place] = self.logits[place][list(rows)]
-            tracker = self._trackers[place]
-            if tracker is not None:
-                tracker.select(list(rows))
+        self.trackers.select(rows)
 
     def mark(self) -> Mark:
         """Remember the state; the mark lives as long as the caller holds it."""
@@ -291,7 +272,7 @@ class Caches:
             lengths=lengths,
             floors=[list(row) for row in lengths],
             logits=list(self.logits),
-            trackers=[None if t is None else t.mark() for t in self._trackers],
+            trackers=self.trackers.mark(),
             generators=[g.get_state() for g in self.generators or ()],
         )
         self._marks.add(mark)
@@ -317,9 +298,7 @@ class Caches:
             if any(lost):
                 session.step(lost)
             mark.floors[place] = list(lengths)
-        for tracker, saved in zip(self._trackers, mark.trackers, strict=True):
-            if tracker is not None:
-                tracker.rollback(saved)
+        self.trackers.rollback(mark.trackers)
         for generator, state in zip(self.generators or (), mark.generators, strict=True):
             generator.set_state(state)
 
@@ -332,7 +311,8 @@ class Caches:
         if self._task.rating is not None:
             self._task.rating.close()
         sessions, reading = self._sessions, self._reading
-        self._sessions, self._trackers, self.logits, self._reading = [], [], [], None
+        self._sessions, self.logits, self._reading = [], [], None
+        self.trackers = Trackers((), 0, weigh=False)
         self._pending = []
         self._devices.close()
         for place, session in enumerate(sessions):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -70,7 +70,10 @@ def choose_apart(questions: Sequence[Question]) -> list[list[Chosen] | Exception
 def _choose(question: Question) -> list[Chosen]:
     if len(question.task.voices) == 1:
         return choose_raw(question)
-    return choose_by_main(question) if question.alone else choose_fused(question)
+    if question.alone:
+        return choose_by_main(question)
+    replayed = None if question.task.regions is None else question.task.regions.choose(question)
+    return choose_fused(question) if replayed is None else replayed
 
 
 def _kind(question: Question) -> Hashable:
@@ -110,7 +113,7 @@ def _together(questions: Sequence[Question]) -> list[list[Chosen] | Exception]:
         return [error] * len(questions)
     except Exception:  # whose it is shows when each is asked alone
         return [
-            _alone(question if seen is None else replace(question, caches=_as_caches(_Seen(seen))))
+            _alone(question if seen is None else _weighed(question, seen, kept=parts.kept))
             for question, seen in zip(questions, parts.seen, strict=True)
         ]
     ends = parts.ends
@@ -122,6 +125,12 @@ def _alone(question: Question) -> list[Chosen] | Exception:
         return _choose(question)
     except Exception as error:
         return error
+
+
+def _weighed(question: Question, seen: Boundaries, *, kept: bool) -> Question:
+    """A question whose open boundaries were weighed already, to be answered step by step."""
+    task = replace(question.task, regions=None)
+    return replace(question, task=task, caches=_as_caches(_Seen(seen, question.caches, kept)))
 
 
 def _merged(questions: Sequence[Question], parts: _Parts) -> Question:
@@ -155,6 +164,26 @@ class _Parts:
         for question in questions:
             self.ends.append(len(question.rows) + (self.ends[-1] if self.ends else 0))
         self.seen: list[Boundaries | None] = [None] * len(questions)
+        self.kept = True
+        self.trackers = self
+
+    def weighed(self) -> tuple[bool, ...]:
+        """Voices whose boundaries are known."""
+        return self._questions[0].caches.trackers.weighed()
+
+    def weigh(self, rows: Sequence[Row], at: Sequence[int]) -> Boundaries:
+        """c_i of all rows, before the voices are heard."""
+        self.kept = False
+        self.seen = [q.caches.trackers.weigh(q.rows, q.at) for q in self._questions]
+        return self._all()
+
+    def keep(self, logprobs: Sequence[Tensor | None]) -> None:
+        """Keep what the weighed voices say."""
+        for question, end in zip(self._questions, self.ends, strict=True):
+            own = slice(end - len(question.rows), end)
+            mine = [None if one is None else one[own] for one in logprobs]
+            question.caches.trackers.keep(mine)
+        self.kept = True
 
     def boundaries(
         self, rows: Sequence[Row], distributions: Sequence[MemberDistribution], at: Sequence[int]
@@ -163,7 +192,11 @@ class _Parts:
         for number, (question, end) in enumerate(zip(self._questions, self.ends, strict=True)):
             own = slice(end - len(question.rows), end)
             mine = [rows_of(distribution, own) for distribution in distributions]
-            self.seen[number] = question.caches.boundaries(question.rows, mine, question.at)
+            trackers = question.caches.trackers
+            self.seen[number] = trackers.boundaries(question.rows, mine, question.at)
+        return self._all()
+
+    def _all(self) -> Boundaries:
         each = zip(*(seen or [] for seen in self.seen), strict=True)
         return [_joined(column) for column in each]
 
@@ -172,11 +205,22 @@ class _Parts:
 class _Seen:
     """Open boundaries that were weighed already; weighing them notes them, and is done once."""
 
-    weighed: Boundaries
+    found: Boundaries
+    caches: Caches
+    kept: bool
 
-    def boundaries(self, *_: Any) -> Boundaries:
-        """What was found."""
-        return self.weighed
+    @property
+    def trackers(self) -> _Seen:
+        """Itself."""
+        return self
+
+    def boundaries(
+        self, _: Sequence[Row], distributions: Sequence[MemberDistribution], __: Sequence[int]
+    ) -> Boundaries:
+        """What was found; what follows from it is kept, where it was not yet."""
+        if not self.kept:
+            self.caches.trackers.keep([one.logprobs for one in distributions])
+        return self.found
 
 
 def _as_caches(boundaries: _Parts | _Seen) -> Caches:

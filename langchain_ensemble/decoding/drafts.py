@@ -86,7 +86,7 @@ class Drafts:
             valid=len(track.ids),
             room=None if limit is None else limit - self._caches.prompt_length(b, place),
             queue=[self._caches.logits[place][b]],
-            weighed=self._lagging and self._caches.tracker(place) is not None,
+            weighed=self._lagging and self._caches.trackers.of(place) is not None,
         )
 
     # what is settled
@@ -296,7 +296,7 @@ class Drafts:
 
     def _catch_up(self, place: int, late: Sequence[tuple[int, list[Late]]]) -> None:
         """Let a voice note, row by row, what it would have noted where it was not asked."""
-        tracker, voice = self._caches.tracker(place), self._task.voices[place]
+        tracker, voice = self._caches.trackers.of(place), self._task.voices[place]
         if tracker is not None:
             rows = [(b, self._drafts[b].row, told) for b, told in late if told]
             catch_up(tracker, voice, place, rows)

@@ -83,7 +83,7 @@ def choose_fused(question: Question) -> list[Chosen]:
         regard, more = (more[: len(voices)], more[len(voices) :]) if regards else ([], more)
         reason, more = (REASONS[int(more[0])], more[1:]) if why else (None, more)
         if value == -torch.inf:  # a fusion that gives nothing any probability ends the answer
-            chosen.append(_chosen(task, END, 0.0, each, fused=count > 1))
+            chosen.append(chosen_of(task, END, 0.0, each, fused=count > 1))
         elif nothing and legal is not None and not legal.may_end[b]:
             own = None if odds is None else odds.row(b)
             chosen.append(_without_fusion(question, b, distributions, weights, own))
@@ -92,7 +92,7 @@ def choose_fused(question: Question) -> list[Chosen]:
             chosen.append(opened(task, task.opening, value, question.logits[0][b], generator))
         else:
             told = None if only_best and reason is None else value
-            chosen.append(_chosen(task, int(chosen_key), told, each, fused=count > 1))
+            chosen.append(chosen_of(task, int(chosen_key), told, each, fused=count > 1))
         chosen[-1] = sight.told(b, chosen[-1], reason, more)
         if regard and reason is None and not nothing:  # behind a gate nobody is compared
             chosen[-1] = replace(chosen[-1], evidence=tuple(regard))
@@ -131,12 +131,12 @@ def choose_by_main(question: Question) -> list[Chosen]:
     chosen = []
     for b, (chosen_key, value, why, own) in enumerate(packed):
         if value == -torch.inf:
-            pick = _chosen(task, END, 0.0, [own, *unheard], fused=False)
+            pick = chosen_of(task, END, 0.0, [own, *unheard], fused=False)
         elif chosen_key == OPEN and task.opening is not None:
             generator = None if generators is None else generators[b]
             pick = opened(task, task.opening, value, question.logits[0][b], generator)
         else:
-            pick = _chosen(task, int(chosen_key), value, [own, *unheard], fused=False)
+            pick = chosen_of(task, int(chosen_key), value, [own, *unheard], fused=False)
         assert pick.record is not None  # something was chosen
         chosen.append(replace(pick, record=replace(pick.record, gate=REASONS[int(why)])))
     return chosen
@@ -227,6 +227,20 @@ def _pick(
     column = draw_or_accept(
         scores, fused.keys, fused.logprobs.shape[-1], task.sampling, generators, proposed
     )
+    return chosen_key(fused, plain, column)
+
+
+def chosen_key(fused: FusedDistribution, plain: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """What some columns mean.
+
+    Args:
+        fused: The fused distribution, n rows.
+        plain: [n, C] log-probabilities of its keys, END, and maybe OPEN.
+        column: [n] the chosen ones.
+
+    Returns:
+        Keys, END or OPEN, [n], and their log-probabilities [n].
+    """
     logprob = plain.gather(1, column[:, None])[:, 0]
     width = fused.logprobs.shape[-1]
     beyond = width - 1 - column  # END, OPEN
@@ -236,9 +250,18 @@ def _pick(
     return torch.where(column < width, key, beyond), logprob
 
 
-def _chosen(
+def chosen_of(
     task: Task, key: int, logprob: float | None, said: Sequence[float], *, fused: bool
 ) -> Chosen:
+    """What is told of one row's key.
+
+    Args:
+        task: The request.
+        key: Union key, or END.
+        logprob: Its fused log-probability; None: not known.
+        said: Each voice's own, -inf where it lacks the key.
+        fused: Whether more than one voice was heard.
+    """
     data = b"" if key < 0 else task.key_bytes[key] or b""
     members = {
         voice.member.name: None if value == -torch.inf else value
@@ -270,4 +293,4 @@ def _without_fusion(
     alone = [replace(d, logprobs=d.logprobs[here], end=d.end[here]) for d in distributions]
     said = say(task.voices, alone, key)[:, 0].tolist()
     fused = sum(value > -torch.inf for value in said) > 1
-    return _chosen(task, int(key), float(logprob), said, fused=fused)
+    return chosen_of(task, int(key), float(logprob), said, fused=fused)

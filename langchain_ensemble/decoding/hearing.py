@@ -13,6 +13,7 @@ from langchain_ensemble.decoding.fusing import all_or_main, row_weights, voice_d
 from langchain_ensemble.decoding.masks import Legal, legal_ids
 from langchain_ensemble.decoding.path_tracker import follow_all
 from langchain_ensemble.decoding.question import Question
+from langchain_ensemble.decoding.state import Row
 from langchain_ensemble.fusion.base import MemberDistribution
 
 
@@ -56,15 +57,25 @@ def hear(question: Question) -> Heard:
     ]
     if voices[0].trie is not None:
         return _along(question, distributions, legal)
-    silent = [
-        [place > 0 and (row.fragment or row.starts_apart(place)) for row in rows]
-        for place in range(len(voices))
-    ]
-    boundary = question.caches.boundaries(rows, distributions, question.at)
+    silent = silent_rows(rows, len(voices))
+    boundary = question.caches.trackers.boundaries(rows, distributions, question.at)
     weights = row_weights(question.shares or task.weights, distributions, silent, boundary)
     if getattr(task.fuser, "together", False):
         weights = all_or_main(weights)
     return Heard(distributions, weights, boundary, legal)
+
+
+def silent_rows(rows: Sequence[Row], voices: int) -> list[list[bool]]:
+    """[voice][row], where a voice cannot speak: inside a character, or before a start of its own.
+
+    Args:
+        rows: The rows.
+        voices: How many voices there are, main first.
+    """
+    return [
+        [place > 0 and (row.fragment or row.starts_apart(place)) for row in rows]
+        for place in range(voices)
+    ]
 
 
 def _along(
@@ -76,7 +87,7 @@ def _along(
 
     An open boundary takes nothing from a weight: the paths say what it would.
     """
-    trackers = [question.caches.tracker(place) for place in range(len(distributions))]
+    trackers = [question.caches.trackers.of(place) for place in range(len(distributions))]
     paths = follow_all(trackers, question.rows, distributions, question.at)
     told = [
         replace(d, paths=own, abstain=own.mass(own.node).maximum(own.end) == -torch.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from langchain_ensemble.constraints.grammar import CompiledGrammar
 from langchain_ensemble.decoding.draft_model import DraftVoice
@@ -35,6 +36,13 @@ class Chosen:
     record: TokenRecord | None
     finish: Finish | None = None
     evidence: tuple[float, ...] = ()
+
+
+class Chooser(Protocol):
+    """Chooses a key in every row of some questions, in a way of its own."""
+
+    def choose(self, question: Any) -> list[Chosen] | None:
+        """One choice a row of a ``Question``; None: it is for others to answer."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class Task:
         draft: A small model that drafts, None: there is none.
         rating: Gives each prompt weights of its own; None: ``weights`` are those of all.
         online: Whether weights follow each answer (``online.py``), from ``weights`` on.
+        regions: Choices that are replayed; None: none is.
     """
 
     voices: tuple[Voice, ...]
@@ -121,6 +130,7 @@ class Task:
     draft: DraftVoice | None = None
     rating: PromptWeights | None = None
     online: bool = False
+    regions: Chooser | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""

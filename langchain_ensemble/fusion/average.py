@@ -185,6 +185,8 @@ class _Retelling:
 class AverageFuser:
     """:class:`Average` made ready for one ensemble."""
 
+    fixed: ClassVar[bool] = True
+
     def __init__(self, fusion: Average, alignment: Alignment) -> None:
         """Build the retellings."""
         self._fusion = fusion

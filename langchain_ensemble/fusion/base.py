@@ -218,10 +218,13 @@ class FusionContext:
 class Fuser(Protocol):
     """A fusion made ready for one ensemble: index tensors are built, nothing is text.
 
-    Two things are optional. ``best(distributions, weights)`` takes what a call takes and gives a
+    Three things are optional. ``best(distributions, weights)`` takes what a call takes and gives a
     distribution of which only the best entry is promised: its first maximum over keys and END is
     the call's (for greedy decoding without log-probabilities). ``apart = True`` says that the fuser
     takes each member's distribution on that member's device; the weights are always on main's.
+    ``fixed = True`` says that a call (``best`` and ``telling`` too) is operations on tensors whose
+    shapes follow from those of its arguments, with nothing read back: it may be compiled, or
+    captured, together with what comes before and after.
 
     Where the fusion needs ``paths``, ``over_bytes(logprobs [M, N, 257], weights [N, M])`` gives the
     members' [N, 257] together: 256 bytes and END. ``score`` then walks a text's bytes.

@@ -73,6 +73,8 @@ class Gac:
 class GacFuser:
     """:class:`Gac` made ready for one ensemble."""
 
+    fixed: ClassVar[bool] = True
+
     def __init__(self, fusion: Gac, alignment: Alignment) -> None:
         """Keep each member's keyed ids and their columns."""
         self._fusion = fusion

@@ -114,6 +114,7 @@ class _Union:
 class UniteFuser:
     """:class:`Unite` made ready for one ensemble."""
 
+    fixed: ClassVar[bool] = True
     apart: ClassVar[bool] = True
     """Each member's best keys are found, and looked up, on its own device."""
 

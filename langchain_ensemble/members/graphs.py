@@ -265,10 +265,30 @@ def static_forward(how: str, device: torch.device) -> Static | None:
     Returns:
         None for ``"eager"``.
     """
+    return None if how == "eager" else Static(how, _capture(how, device))
+
+
+def capture_between(forwards: Sequence[tuple[str, torch.device]]) -> Capture | None:
+    """How what lies between the forwards of some members is captured: as they are.
+
+    Args:
+        forwards: How each member's run, and where.
+
+    Returns:
+        None where some run eagerly, or not on one device.
+    """
+    hows, devices = {how for how, _ in forwards}, {device for _, device in forwards}
+    if "eager" in hows or len(devices) > 1:
+        return None
+    return _capture("compiled" if hows == {"compiled"} else "graphs", *devices)
+
+
+def _capture(how: str, device: torch.device) -> Capture:
+    """Compile, or capture, or first the one and then the other."""
     captures: list[Capture] = [Compiled()] if how == "compiled" else []
     if device.type == "cuda":
         captures.append(CudaCapture(device))
-    return None if how == "eager" else Static(how, Chain(*captures))
+    return Chain(*captures)
 
 
 def shared_forward(made: dict[str, Any], how: str, device: torch.device) -> Static | None:
