@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from langchain_ensemble.decoding.engine import Decoding
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.members.session import SessionBase
-from langchain_ensemble.params import EnsembleParams, RequestParams
+from langchain_ensemble.params import EnsembleParams, Member, RequestParams
 
 BAR_MS = 0.8
 WARM, STEPS = 4, 24
@@ -222,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--fusion", default="unite")
+    parser.add_argument("--forward", choices=("eager", "compiled"), default="eager")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     one_thread()
@@ -229,7 +230,8 @@ def main() -> None:
         "main": str(llama(("byte-level", 16_000), hidden=64, layers=8, seed=1)),
         "other": str(llama(("metaspace", 12_000), hidden=64, layers=8, seed=2)),
     }
-    params = EnsembleParams(members=members, fusion=given.fusion, prefix_cache_gb=0)
+    ours = {name: Member(folder, forward=given.forward) for name, folder in members.items()}
+    params = EnsembleParams(members=ours, fusion=given.fusion, prefix_cache_gb=0)
     request = RequestParams(max_tokens=1 + WARM + 5 * STEPS, speculation="off")
     with Ensemble(params) as owner:
         if given.profile:

@@ -67,6 +67,8 @@ class ChoiceRegion:
         self._task, self._weighed = task, weighed
         device, count = task.voices[0].member.device, len(task.voices)
         keys = [keys_of(voice)[0] for voice in task.voices]
+        ceilings = [voice.ceilings for voice in task.voices]  # Dynamo cannot read the property
+        self._highest = [ceilings[0], *(one[START] for one in ceilings[1:])]
         self.logits = [torch.zeros((rows, one.width), device=device) for one in keys]
         self.inputs = torch.zeros((rows, 1 + 2 * count), device=device)
         self.ends = torch.ones((rows, count), device=device)
@@ -84,10 +86,11 @@ class ChoiceRegion:
         task, count = self._task, len(self._task.voices)
         assert task.fuser is not None  # more than one voice
         state, weights = self.inputs[:, 0].long(), self.inputs[:, 1 : 1 + count]
-        heard = []
-        for place, (voice, logits) in enumerate(zip(task.voices, self.logits, strict=True)):
-            highest = voice.ceilings[START] if place else voice.ceilings.index_select(0, state)
-            heard.append(bounded_distribution(logits, keys_of(voice)[0], highest))
+        highest = [self._highest[0].index_select(0, state), *self._highest[1:]]
+        heard = [
+            bounded_distribution(logits, keys_of(voice)[0], most)
+            for voice, logits, most in zip(task.voices, self.logits, highest, strict=True)
+        ]
         for kept, one in zip(self.kept, heard, strict=True):
             if kept is not None:
                 kept.copy_(one.logprobs)

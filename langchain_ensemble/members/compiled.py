@@ -45,10 +45,11 @@ def _compile(region: Callable[[], Tensor], whole: bool) -> Callable[[], Tensor]:
 
     # Dynamo counts recompilations a code object: every region gets one of its own. Nothing that a
     # region stands on ever changes but what its tensors hold, as for a CUDA graph; to ask that of
-    # every weight before each call takes longer than a small layer. Older torch asks.
+    # every weight before each call takes longer than a small layer. Older torch asks, and so do
+    # the pieces of a broken graph: one function of theirs may run over several shapes.
     own = FunctionType(run.__code__.replace(), globals(), "run", None, run.__closure__)
     no_guards = getattr(torch.compiler, "skip_all_guards_unsafe", None)
-    options: Any = None if no_guards is None else {"guard_filter_fn": no_guards}
+    options: Any = {"guard_filter_fn": no_guards} if whole and no_guards else None
     compiled: Callable[[], Tensor] = torch.compile(
         own, dynamic=False, fullgraph=whole, options=options
     )

@@ -228,6 +228,19 @@ def test_a_region_reads_nothing_back_and_never_changes_shape(owner: Ensemble) ->
     assert any(one is not None for one in kept)  # open boundaries were weighed
 
 
+@pytest.mark.filterwarnings("default")  # those of torch's compiler are torch's own
+def test_a_region_is_one_graph(owner: Ensemble) -> None:
+    """Traced whole; what Inductor makes of it is looked at below."""
+    plainly(owner)
+    want = answers(owner, PROMPTS[:1])
+    regions = replaying(
+        owner, lambda region: torch.compile(lambda: region(), backend="eager", fullgraph=True)
+    )
+    same(answers(owner, PROMPTS[:1]), want)
+    assert (regions.captured, regions.off) == (1, None)
+    torch._dynamo.reset()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("default")  # those of torch's compiler are torch's own
