@@ -26,18 +26,31 @@ _lock = threading.Lock()
 class Compiled:
     """Compiles a function of static tensors, each shape for itself."""
 
+    def __init__(self, device: torch.device) -> None:
+        """Choose how Inductor writes.
+
+        Args:
+            device: Where the tensors are. On the CPU what calls the kernels is C++ as well; on CUDA
+                it is captured, and nobody waits for it.
+        """
+        self._options: dict[str, Any] = {"size_asserts": False}  # static shapes
+        if device.type == "cpu":
+            self._options["cpp_wrapper"] = True
+
     def __call__(self, region: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Compile, and run once so that what follows is fast (or fails now).
 
         One graph if the model allows it, else as many as it takes.
         """
         try:
-            return _compile(region, whole=True)
+            return _compile(region, self._options, whole=True)
         except torch._dynamo.exc.Unsupported:
-            return _compile(region, whole=False)
+            return _compile(region, self._options, whole=False)
 
 
-def _compile(region: Callable[[], Tensor], whole: bool) -> Callable[[], Tensor]:
+def _compile(
+    region: Callable[[], Tensor], options: dict[str, Any], *, whole: bool
+) -> Callable[[], Tensor]:
     """Compile a region, and run it once."""
 
     def run() -> Tensor:
@@ -49,7 +62,8 @@ def _compile(region: Callable[[], Tensor], whole: bool) -> Callable[[], Tensor]:
     # the pieces of a broken graph: one function of theirs may run over several shapes.
     own = FunctionType(run.__code__.replace(), globals(), "run", None, run.__closure__)
     no_guards = getattr(torch.compiler, "skip_all_guards_unsafe", None)
-    options: Any = {"guard_filter_fn": no_guards} if whole and no_guards else None
+    if whole and no_guards is not None:
+        options = {**options, "guard_filter_fn": no_guards}
     compiled: Callable[[], Tensor] = torch.compile(
         own, dynamic=False, fullgraph=whole, options=options
     )

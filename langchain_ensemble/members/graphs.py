@@ -285,7 +285,7 @@ def capture_between(forwards: Sequence[tuple[str, torch.device]]) -> Capture | N
 
 def _capture(how: str, device: torch.device) -> Capture:
     """Compile, or capture, or first the one and then the other."""
-    captures: list[Capture] = [Compiled()] if how == "compiled" else []
+    captures: list[Capture] = [Compiled(device)] if how == "compiled" else []
     if device.type == "cuda":
         captures.append(CudaCapture(device))
     return Chain(*captures)

@@ -251,7 +251,7 @@ def test_a_compiled_choice(
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     with made(pico, FUSIONS[-1], "qwen2", "llama") as owner:
         want = answers(owner, PROMPTS[:1])
-        regions = replaying(owner, Compiled())
+        regions = replaying(owner, Compiled(torch.device("cpu")))
         same(answers(owner, PROMPTS[:1]), want)
         assert (regions.captured, regions.off) == (1, None)
     torch._dynamo.reset()
