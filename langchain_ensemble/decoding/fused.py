@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +47,20 @@ END, OPEN = -1, -2
 """What is chosen beside union keys."""
 
 
+class Fused(NamedTuple):
+    """What the voices of n rows say, and what that is together.
+
+    Attributes:
+        heard: What they say; no grammar holds.
+        fused: The fusion.
+        told: How it heard them, where weights follow the answer.
+    """
+
+    heard: Heard
+    fused: FusedDistribution
+    told: Told | None
+
+
 def choose_fused(question: Question) -> list[Chosen]:
     """Choose one key a row.
 
@@ -57,17 +72,8 @@ def choose_fused(question: Question) -> list[Chosen]:
     """
     task, generators = question.task, question.generators
     voices = task.voices
-    heard = hear(question)
-    distributions, legal = heard.distributions, heard.legal
-    gate = Gatekeeper(task.request.gate, voices, task.key_bytes)
-    shut = gate.codes(distributions, heard.weights, heard.boundary)
-    weights = weights_behind(heard.weights, shut)
-    heard = replace(heard, weights=weights)
-    fused, only_best, told = _behind(question, heard, gate, shut)
-    dead: list[Tensor] = []
-    if any(one.abstain is not None for one in distributions):
-        fused, nowhere = or_end(fused)
-        dead = [nowhere]
+    heard, fused, told, shut, only_best, dead = _spoken(question)
+    distributions, legal, weights = heard.distributions, heard.legal, heard.weights
     odds = fused_odds(question, None if legal is None else legal.masks[0])
     key, logprob = _pick(task, fused, question.ids, generators, odds, question.proposed)
     columns = torch.stack([key, logprob, (weights > 0).sum(-1), *dead])  # float32
@@ -97,6 +103,32 @@ def choose_fused(question: Question) -> list[Chosen]:
         if regard and reason is None and not nothing:  # behind a gate nobody is compared
             chosen[-1] = replace(chosen[-1], evidence=tuple(regard))
     return chosen
+
+
+def _spoken(
+    question: Question,
+) -> tuple[Heard, FusedDistribution, Told | None, Tensor | None, bool, list[Tensor]]:
+    """What the voices say, alone and together.
+
+    Returns:
+        What they say, with the weights behind the gate; what is chosen from; what was told; [N] why
+        main speaks alone; whether only the best entry is meant; [N] where nothing is left, if that
+        may be anywhere.
+    """
+    task = question.task
+    replayed = None if task.regions is None else task.regions.fuse(question)
+    if replayed is not None:
+        fused, nowhere = or_end(replayed.fused)
+        return replayed.heard, fused, replayed.told, None, False, [nowhere]
+    heard = hear(question)
+    gate = Gatekeeper(task.request.gate, task.voices, task.key_bytes)
+    shut = gate.codes(heard.distributions, heard.weights, heard.boundary)
+    heard = replace(heard, weights=weights_behind(heard.weights, shut))
+    fused, only_best, told = _behind(question, heard, gate, shut)
+    if all(one.abstain is None for one in heard.distributions):
+        return heard, fused, told, shut, only_best, []
+    fused, nowhere = or_end(fused)
+    return heard, fused, told, shut, only_best, [nowhere]
 
 
 def _evidence(question: Question, heard: Heard, told: Told | None, key: Tensor) -> Tensor:

@@ -38,11 +38,14 @@ class Chosen:
     evidence: tuple[float, ...] = ()
 
 
-class Chooser(Protocol):
-    """Chooses a key in every row of some questions, in a way of its own."""
+class Replays(Protocol):
+    """Answers some questions, or parts of them, by replay."""
 
     def choose(self, question: Any) -> list[Chosen] | None:
         """One choice a row of a ``Question``; None: it is for others to answer."""
+
+    def fuse(self, question: Any) -> Any:
+        """What its voices say as a ``Fused``; None likewise."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Task:
         draft: A small model that drafts, None: there is none.
         rating: Gives each prompt weights of its own; None: ``weights`` are those of all.
         online: Whether weights follow each answer (``online.py``), from ``weights`` on.
-        regions: Choices that are replayed; None: none is.
+        regions: Fusions and choices that are replayed; None: none is.
     """
 
     voices: tuple[Voice, ...]
@@ -130,7 +133,7 @@ class Task:
     draft: DraftVoice | None = None
     rating: PromptWeights | None = None
     online: bool = False
-    regions: Chooser | None = None
+    regions: Replays | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""

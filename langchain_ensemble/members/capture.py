@@ -7,10 +7,12 @@ and trash slots anywhere. Knows nothing of models.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+
+Given = TypeVar("Given")
+"""What a region gives: a tensor, or several."""
 
 WARM = 2
 """Runs before a capture: libraries set themselves up, allocations settle."""
@@ -19,14 +21,14 @@ WARM = 2
 class Capture(Protocol):
     """Turns a function of static tensors into one that is fast to run again."""
 
-    def __call__(self, region: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def __call__(self, region: Callable[[], Given]) -> Callable[[], Given]:
         """The replay: gives the region's result for what its static tensors then hold."""
 
 
 class CallAgain:
     """Captures nothing: the replay is the region."""
 
-    def __call__(self, region: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def __call__(self, region: Callable[[], Given]) -> Callable[[], Given]:
         """The region itself."""
         return region
 
@@ -45,7 +47,7 @@ class CudaCapture:
         self._pool: Any = None
         self._stream: Any = None
 
-    def __call__(self, region: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def __call__(self, region: Callable[[], Given]) -> Callable[[], Given]:
         """Warm up on a side stream, then record the region's kernels."""
         with torch.cuda.device(self._device):
             if self._pool is None:
@@ -63,7 +65,7 @@ class CudaCapture:
             ):
                 output = region()
 
-        def replay() -> Tensor:
+        def replay() -> Given:
             graph.replay()
             return output
 
@@ -77,7 +79,7 @@ class Chain:
         """Join captures, the first applied first."""
         self._captures = captures
 
-    def __call__(self, region: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def __call__(self, region: Callable[[], Given]) -> Callable[[], Given]:
         """Apply all."""
         for capture in self._captures:
             region = capture(region)

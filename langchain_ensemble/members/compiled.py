@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from langchain_ensemble.store import Store
+
+Given = TypeVar("Given")
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 _lock = threading.Lock()
@@ -37,7 +38,7 @@ class Compiled:
         if device.type == "cpu":
             self._options["cpp_wrapper"] = True
 
-    def __call__(self, region: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def __call__(self, region: Callable[[], Given]) -> Callable[[], Given]:
         """Compile, and run once so that what follows is fast (or fails now).
 
         One graph if the model allows it, else as many as it takes.
@@ -49,11 +50,11 @@ class Compiled:
 
 
 def _compile(
-    region: Callable[[], Tensor], options: dict[str, Any], *, whole: bool
-) -> Callable[[], Tensor]:
+    region: Callable[[], Given], options: dict[str, Any], *, whole: bool
+) -> Callable[[], Given]:
     """Compile a region, and run it once."""
 
-    def run() -> Tensor:
+    def run() -> Given:
         return region()
 
     # Dynamo counts recompilations a code object: every region gets one of its own. Nothing that a
@@ -64,7 +65,7 @@ def _compile(
     no_guards = getattr(torch.compiler, "skip_all_guards_unsafe", None)
     if whole and no_guards is not None:
         options = {**options, "guard_filter_fn": no_guards}
-    compiled: Callable[[], Tensor] = torch.compile(
+    compiled: Callable[[], Given] = torch.compile(
         own, dynamic=False, fullgraph=whole, options=options
     )
     with _lock, inductor_folder():

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from langchain_ensemble.decoding.records import Answer
-from langchain_ensemble.decoding.regions import ChoiceRegion, Regions
+from langchain_ensemble.decoding.region import ChoiceRegion, FusionRegion
+from langchain_ensemble.decoding.regions import Regions
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import EnsembleWarning
 from langchain_ensemble.members.capture import CallAgain
@@ -117,19 +118,31 @@ def test_requests_that_run_together(owner: Ensemble) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"temperature": 0.8, "seed": 3},
+        {"temperature": 0.8, "seed": 3, "n": 2},
+        {"temperature": 1.0, "top_p": 0.9, "top_k": 20, "seed": 1, "speculation": "on"},
         {"repetition_penalty": 1.3},
         {"logprobs": True},
-        {"gate": "threshold"},
         {"trace": True},
+        {"abstain_below": 0.0},
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_what_asks_for_more_is_chosen_as_always(owner: Ensemble, settings: dict[str, Any]) -> None:
+def test_of_what_asks_for_more_the_fusion_is_replayed(
+    owner: Ensemble, settings: dict[str, Any]
+) -> None:
     plainly(owner)
-    want = answers(owner, PROMPTS[:1], **settings)
+    want = answers(owner, PROMPTS[:2], **settings)
     regions = replaying(owner)
-    same(answers(owner, PROMPTS[:1], **settings), want)
+    same(answers(owner, PROMPTS[:2], **settings), want)
+    assert regions.replayed >= 8
+    assert {type(region) for region, _ in regions._known.values()} == {FusionRegion}
+
+
+def test_what_gates_and_grammars_ask_is_never_replayed(owner: Ensemble) -> None:
+    plainly(owner)
+    want = answers(owner, PROMPTS[:1], gate="threshold")
+    regions = replaying(owner)
+    same(answers(owner, PROMPTS[:1], gate="threshold"), want)
     assert regions.replayed == 0
 
 
@@ -155,12 +168,12 @@ def test_what_cannot_be_captured_is_said_once(pico: Callable[..., Path]) -> None
 
 def test_a_replay_that_differs_is_not_used(pico: Callable[..., Path]) -> None:
     def wrong(region: Any) -> Any:
-        return lambda: region() + 0.5
+        return lambda: region() - 0.5
 
     with made(pico, "unite", "qwen2", "llama") as owner:
         want = answers(owner, PROMPTS[:1])
         regions = replaying(owner, wrong)
-        with pytest.warns(EnsembleWarning, match=r"differ by 0\.5 nats"):
+        with pytest.warns(EnsembleWarning, match="its probabilities differ by"):
             same(answers(owner, PROMPTS[:1]), want)
         assert regions.replayed == 0
 
@@ -204,22 +217,25 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def test_a_region_reads_nothing_back_and_never_changes_shape(owner: Ensemble) -> None:
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.1}], ids=["choice", "fusion"])
+def test_a_region_reads_nothing_back_and_never_changes_shape(
+    owner: Ensemble, settings: dict[str, Any]
+) -> None:
     """What a CUDA graph asks of it."""
     seen: list[list[str]] = []
 
     class Watched:
         def __call__(self, region: ChoiceRegion) -> Any:
-            def replay() -> Tensor:
+            def replay() -> Any:
                 with Watch() as watch:
-                    packed = region()
+                    given = region()
                 seen.append(watch.seen)
-                return packed
+                return given
 
             return replay
 
     regions = replaying(owner, Watched())
-    answers(owner, PROMPTS[:1])
+    answers(owner, PROMPTS[:1], **settings)
     assert regions.replayed >= 20
     assert all(one == seen[0] for one in seen)
     names = {name.split("(")[0].split(".")[1] for name in seen[0]}
@@ -229,14 +245,15 @@ def test_a_region_reads_nothing_back_and_never_changes_shape(owner: Ensemble) ->
 
 
 @pytest.mark.filterwarnings("default")  # those of torch's compiler are torch's own
-def test_a_region_is_one_graph(owner: Ensemble) -> None:
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.1}], ids=["choice", "fusion"])
+def test_a_region_is_one_graph(owner: Ensemble, settings: dict[str, Any]) -> None:
     """Traced whole; what Inductor makes of it is looked at below."""
     plainly(owner)
-    want = answers(owner, PROMPTS[:1])
+    want = answers(owner, PROMPTS[:1], **settings)
     regions = replaying(
         owner, lambda region: torch.compile(lambda: region(), backend="eager", fullgraph=True)
     )
-    same(answers(owner, PROMPTS[:1]), want)
+    same(answers(owner, PROMPTS[:1], **settings), want)
     assert (regions.captured, regions.off) == (1, None)
     torch._dynamo.reset()
 
