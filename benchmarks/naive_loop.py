@@ -4,6 +4,7 @@ The naive loop runs two models of equal vocabularies with a ``DynamicCache`` eac
 the best of the mean of their log-softmaxes. Ours is an ensemble of the same two models with
 ``fusion="average"`` (geometric) and no drafts. Both decode the same prompt greedily, and the tokens
 are asserted to be the same. Members are 256 x 4 with 32k vocabularies, random weights, one thread.
+Ours is measured eager, as theirs is, and with ``forward="compiled"``.
 
 Run from the repository's root: ``python benchmarks/naive_loop.py``. Results go to
 ``benchmarks/results/naive_loop.json``.
@@ -61,7 +62,9 @@ def prompts_of(owner: Any, context: int, rows: int) -> list[list[list[int]]]:
     return [[list(row[member].ids) for row in prompts] for member in range(2)]
 
 
-def compared(owner: Any, models: list[Any], size: tuple[int, int], rounds: int, steps: int) -> Row:
+def compared(
+    owner: Any, models: list[Any], size: tuple[int, int], rounds: int, steps: int, how: str = ""
+) -> Row:
     """One size: the median of interleaved rounds of our time over the naive loop's."""
     context, rows = size
     naive = Naive(models, prompts_of(owner, context, rows))
@@ -79,7 +82,7 @@ def compared(owner: Any, models: list[Any], size: tuple[int, int], rounds: int, 
         raise SystemExit(f"other tokens at {context} tokens, batch {rows}")
     bar = 0.5 if context >= 4096 else 1.1
     more = {"ours_ms": times.ms("ours"), "naive_ms": times.ms("naive"), "rounds": rounds}
-    on = f"{WIDTH} x {LAYERS}, {context} tokens, batch {rows}"
+    on = f"{WIDTH} x {LAYERS}, {context} tokens, batch {rows}{how}"
     return Row("our time / a naive loop's", on, times.ratio("ours", "naive"), bar, "x", more=more)
 
 
@@ -95,9 +98,15 @@ def main() -> None:
             model.lm_head.weight[:257] = 0.0  # no halves of characters
     words = vocabulary(VOCABULARY)
     members = {name: (model, words) for name, model in zip("ab", models, strict=True)}
-    owner = ensemble_of(members, {"name": "average", "mean": "geometric"}, prefix_cache_gb=0)
+    owner, compiled = (
+        ensemble_of(
+            members, {"name": "average", "mean": "geometric"}, forward=forward, prefix_cache_gb=0
+        )
+        for forward in (None, "compiled")
+    )
     rows = [
         compared(owner, models, (64, 1), given.rounds, 8),
+        compared(compiled, models, (64, 1), given.rounds, 8, ", compiled"),
         compared(owner, models, (4096, 8), max(given.rounds // 2, 1), 2),
     ]
     save("naive_loop", rows)
