@@ -43,6 +43,25 @@ def step_ms(owner: Ensemble, context: int, rows: int, steps: int) -> float:
     return statistics.median(taken)
 
 
+@torch.inference_mode()
+def bare_ms(owner: Ensemble, context: int, rows: int, steps: int) -> float:
+    """Median milliseconds of a forward of every member, and nothing else."""
+    clock, total = clock_of("cpu"), 0.0
+    with opened(owner, context, rows, max_tokens=1) as decoding:
+        prompts = decoding._task.prompts
+    built: Any = owner._ready()
+    for place, member in enumerate(built.members):
+        session, taken = member.session(), []
+        session.prefill([row[place] for row in prompts])
+        for _ in range(steps + 2):
+            started = clock()
+            session.step([[5]] * rows)
+            taken.append((clock() - started) * 1e3)
+        session.close()
+        total += statistics.median(taken[2:])
+    return total
+
+
 def pair(size: int, hidden: int, layers: int, fusion: str, members: int = 2) -> Ensemble:
     """Members of the same shape; their vocabularies share three quarters."""
     made = {
@@ -91,6 +110,9 @@ def measured(steps: int) -> tuple[list[Row], dict[str, Any]]:
     one, eight = (took for _, took in lines["batch"]["unite"][:2])
     measure = "tokens per second, batch 8 / batch 1"
     rows.append(Row(measure, "256 x 4, 64 tokens", 8 * one / eight, 4.0, "x", least=True))
+    one, eight = (bare_ms(owner, 64, batch, max(steps // 2, 3)) for batch in (1, 8))
+    bare = f"{measure}, of the bare forwards"
+    rows.append(Row(bare, "256 x 4, 64 tokens", 8 * one / eight, unit="x", least=True))
     for members in (1, 2, 3, 4):
         took = step_ms(pair(8_000, 64, 8, "unite", members), 64, 1, steps)
         note("members", "unite", members, took, f"{members} of 64 x 8, 8k")

@@ -50,6 +50,7 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
     ("deepen_search", "dense step / ours", " 50 support"),
     ("deepen_search", "dense step / ours", " 200 support"),
     ("assisted", "ours / assisted", "bitllama-1M <- stories260K"),
+    ("assisted", "ours compiled / assisted", "bitllama-1M <- stories260K"),
     ("memory", "relative representations", ""),
     ("gpu", "plain step, graphs", "Llama-3.1-8B"),
     ("gpu", "two equal members / main alone", ""),

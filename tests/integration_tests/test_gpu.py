@@ -59,6 +59,23 @@ def test_the_gpu_says_what_the_cpu_says(pico: Callable[..., Path], fusion: str) 
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "seed": 3}], ids=["greedy", "draw"])
+@pytest.mark.parametrize("fusion", ["average", "gac", "unite"])
+def test_replayed_choices_are_those_of_eager_steps(
+    pico: Callable[..., Path], fusion: str, settings: dict[str, Any]
+) -> None:
+    told = []
+    for forward in ("eager", "graphs"):
+        made = members(pico, dtype="float32", device="cuda", forward=forward)
+        with Ensemble(EnsembleParams(members=made, fusion=fusion)) as owner:
+            request = RequestParams(max_tokens=20, **settings)
+            told.append([a.text for (a,) in owner.generate([PROMPT, "The", "One"], request)])
+            regions = owner._ready().regions
+            assert (regions is None) == (forward == "eager")
+            assert regions is None or (regions.off is None and regions.replayed >= 10)
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_runs_and_batch_is_close_to_single(
     pico: Callable[..., Path], dtype: str
