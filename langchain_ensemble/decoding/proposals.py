@@ -52,6 +52,7 @@ class Proposer:
         self._drawing = request.temperature > 0 and request.seed is None and len(task.voices) > 1
         self._dice = torch.Generator()
         self._dice.seed()
+        self._highest: dict[int, Tensor] = {}  # [V_i] what a voice's logits may be at most
 
     def propose(
         self, place: int, rows: Sequence[Asked], counts: Sequence[int], asked: Sequence[Tensor]
@@ -73,9 +74,11 @@ class Proposer:
             drawn_keys, sources = self._draw(voice, torch.stack(list(asked)))
             last = [end - 1 for end in accumulate(counts)]
             return Proposals(rows, drawn_keys, counts, sources[last])
-        ends = torch.tensor(raw_end_ids(voice), dtype=torch.long, device=keys.own.device)
-        sayable = (keys.representative >= 0).index_fill(0, ends, True)
-        best = torch.stack(list(asked)).masked_fill(~sayable, -torch.inf).argmax(-1)
+        if place not in self._highest:
+            ends = torch.tensor(raw_end_ids(voice), dtype=torch.long, device=keys.own.device)
+            sayable = (keys.representative >= 0).index_fill(0, ends, True)
+            self._highest[place] = torch.where(sayable, torch.inf, -torch.inf)
+        best = torch.minimum(torch.stack(list(asked)), self._highest[place]).argmax(-1)
         return Proposals(rows, keys.to_union[best], counts)
 
     def _draw(self, voice: Voice, logits: Tensor) -> tuple[Tensor, Tensor]:
