@@ -218,13 +218,11 @@ class FusionContext:
 class Fuser(Protocol):
     """A fusion made ready for one ensemble: index tensors are built, nothing is text.
 
-    Three things are optional. ``best(distributions, weights)`` takes what a call takes and gives a
-    distribution of which only the best entry is promised: its first maximum over keys and END is
-    the call's (for greedy decoding without log-probabilities). ``apart = True`` says that the fuser
-    takes each member's distribution on that member's device; the weights are always on main's.
-    ``fixed = True`` says that a call (``best`` and ``telling`` too) is operations on tensors whose
-    shapes follow from those of its arguments, with nothing read back: it may be compiled, or
-    captured, together with what comes before and after.
+    Three things are optional. ``best(distributions, weights)`` promises only the best entry: its
+    first maximum over keys and END is the call's (for greedy decoding without log-probabilities).
+    ``apart = True``: it takes each member's distribution on that member's device; the weights are
+    always on main's. ``fixed = True``: a call (``best`` and ``telling`` too) reads nothing back and
+    its shapes follow from those of its arguments: it may be compiled, or captured.
 
     Where the fusion needs ``paths``, ``over_bytes(logprobs [M, N, 257], weights [N, M])`` gives the
     members' [N, 257] together: 256 bytes and END. ``score`` then walks a text's bytes.
@@ -328,8 +326,7 @@ def bounded_distribution(
     masked = torch.minimum(logits.float(), highest)
     logprobs = torch.log_softmax(masked, -1)
     abstain: Tensor | None = None
-    if not speaks:
-        # A row of -inf becomes NaN: back to -inf, unless it holds NaN itself (fmax ignores one).
+    if not speaks:  # a row of -inf becomes NaN: back to -inf, unless it holds NaN itself (fmax)
         top = masked.amax(-1)
         logprobs, abstain = torch.fmax(logprobs, (top - torch.inf)[:, None]), top == -torch.inf
     ends = logprobs.index_select(-1, keys.end_ids)
