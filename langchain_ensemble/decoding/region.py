@@ -60,7 +60,11 @@ class Region:
             weighed: Voices whose open boundaries are weighed.
             kept: Voices whose log-probabilities are read afterwards.
         """
-        self._task, self._weighed = task, tuple(weighed)
+        assert task.fuser is not None  # more than one voice
+        # Nothing else of a request: a region outlives it, and serves others.
+        self._voices, self._fuser, self._online = task.voices, task.fuser, task.online
+        self._places, self._size = task.places, task.num_members
+        self._weighed = tuple(weighed)
         device, count = task.voices[0].member.device, len(task.voices)
         keys = [keys_of(voice)[0] for voice in task.voices]
         ceilings = [voice.ceilings for voice in task.voices]  # Dynamo cannot read the property
@@ -85,8 +89,8 @@ class Region:
             question: The rows.
             boundary: c_i [n] of each voice, None where it is 1.
         """
-        task, rows = self._task, question.rows
-        n, silent = len(rows), silent_rows(rows, len(task.voices))
+        rows = question.rows
+        n, silent = len(rows), silent_rows(rows, len(self._voices))
         shares = question.shares or [question.task.weights] * n
         host = [
             [float(row.utf8), *own, *(float(quiet[b]) for quiet in silent)]
@@ -106,26 +110,25 @@ class Region:
 
     def _speak(self, *, best: bool) -> _Spoken:
         """Hear all voices and fuse; ``best``: only the best entry is meant."""
-        task, count = self._task, len(self._task.voices)
-        assert task.fuser is not None  # more than one voice
+        fuser, count = self._fuser, len(self._voices)
         state, weights = self.inputs[:, 0].long(), self.inputs[:, 1 : 1 + count]
         highest = [self._highest[0].index_select(0, state), *self._highest[1:]]
         heard = [
             bounded_distribution(logits, keys_of(voice)[0], most)
-            for voice, logits, most in zip(task.voices, self.logits, highest, strict=True)
+            for voice, logits, most in zip(self._voices, self.logits, highest, strict=True)
         ]
         for kept, one in zip(self.kept, heard, strict=True):
             if kept is not None:
                 kept.copy_(one.logprobs)
         mute = torch.stack([one.abstain for one in heard if one.abstain is not None], -1)
         weights = effective_weights(weights, mute | (self.inputs[:, 1 + count :] > 0), self.ends)
-        if getattr(task.fuser, "together", False):
+        if getattr(fuser, "together", False):
             weights = all_or_main(weights)
-        spoken = spread(heard, weights, task.places, task.num_members, task.fuser)
-        if task.online and isinstance(task.fuser, Teller):
-            return _Spoken(heard, weights, *task.fuser.telling(*spoken))
-        only = getattr(task.fuser, "best", None) if best else None
-        return _Spoken(heard, weights, checked((only or task.fuser)(*spoken)), None)
+        spoken = spread(heard, weights, self._places, self._size, fuser)
+        if self._online and isinstance(fuser, Teller):
+            return _Spoken(heard, weights, *fuser.telling(*spoken))
+        only = getattr(fuser, "best", None) if best else None
+        return _Spoken(heard, weights, checked((only or fuser)(*spoken)), None)
 
 
 class ChoiceRegion(Region):
@@ -146,7 +149,7 @@ class ChoiceRegion(Region):
         plain = torch.cat([fused.logprobs, fused.end[:, None]], -1)
         key, logprob = chosen_key(fused, plain, plain.argmax(-1))
         columns = torch.stack([key, logprob, (weights > 0).sum(-1), nowhere])  # float32
-        parts = [columns, say(self._task.voices, heard, key)]
+        parts = [columns, say(self._voices, heard, key)]
         if told is not None:
             parts.append(evidence_of(told, key, weights, self.boundary(len(weights))))
         return torch.cat(parts)
@@ -181,7 +184,7 @@ class FusionRegion(Region):
         """
         if self._shape is None:  # which of them there are, and in which space
             self._shape = self._speak(best=False)
-        shape, count = self._shape, len(self._task.voices)
+        shape, count = self._shape, len(self._voices)
         weights, logprobs, end, *rest = (one[:n] for one in given)
         heard = [
             MemberDistribution(one.space, kept[:n], own)
