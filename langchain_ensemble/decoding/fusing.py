@@ -47,12 +47,16 @@ def voice_distribution(
     """
     keys, _ = keys_of(voice)
     highest = voice.ceilings
-    same = all(state == states[0] for state in states)
-    whole = legal is None and same and states[0] == START  # then text and END may come
-    highest = highest[states[0]] if same else highest[torch.tensor(states, device=highest.device)]
+    speaks: bool | Tensor
+    if all(state == states[0] for state in states):
+        speaks, highest = states[0] == START, highest[states[0]]  # there text and END may come
+    else:
+        each = torch.tensor(states, device=highest.device)
+        speaks, highest = each == START, highest[each]
     if legal is not None:
+        speaks = False
         highest = torch.where(legal, highest, -torch.inf)
-    return bounded_distribution(logits, keys, highest, speaks=whole)
+    return bounded_distribution(logits, keys, highest, speaks=speaks)
 
 
 def row_weights(

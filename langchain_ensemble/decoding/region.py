@@ -24,6 +24,7 @@ from langchain_ensemble.decoding.task import Task
 from langchain_ensemble.fusion.base import (
     FusedDistribution,
     MemberDistribution,
+    TokenSpace,
     Told,
     bounded_distribution,
 )
@@ -77,10 +78,13 @@ class Region:
             torch.zeros_like(one) if on else None for one, on in zip(self.logits, kept, strict=True)
         ]
 
-    def listen(self, question: Question) -> None:
-        """Write what the voices say, n rows."""
-        for mine, logits in zip(self.logits, question.logits, strict=True):
-            mine[: len(logits)].copy_(logits)
+    def rehearse(self) -> None:
+        """Write something to be tried on: one row in two is inside a character."""
+        dice = torch.Generator().manual_seed(0)
+        for mine in self.logits:
+            mine.copy_(4 * torch.randn(mine.shape, generator=dice))
+        self.inputs[1::2, 0] = START + 1
+        self.inputs[1::2, -1] = 1.0
 
     def fill(self, question: Question, boundary: Sequence[Tensor | None]) -> None:
         """Write what n rows stand on, in one copy from the host.
@@ -98,7 +102,8 @@ class Region:
         ]
         pinned = self.inputs.device.type == "cuda"
         self.inputs[:n].copy_(torch.tensor(host, pin_memory=pinned), non_blocking=True)
-        self.listen(question)
+        for mine, logits in zip(self.logits, question.logits, strict=True):
+            mine[:n].copy_(logits)
         for place, c in enumerate(boundary):
             if c is not None:
                 self.ends[:n, place].copy_(c)
@@ -113,15 +118,20 @@ class Region:
         fuser, count = self._fuser, len(self._voices)
         state, weights = self.inputs[:, 0].long(), self.inputs[:, 1 : 1 + count]
         highest = [self._highest[0].index_select(0, state), *self._highest[1:]]
+        speaks: list[bool | Tensor] = [state == START, *[True] * (count - 1)]
         heard = [
-            bounded_distribution(logits, keys_of(voice)[0], most)
-            for voice, logits, most in zip(self._voices, self.logits, highest, strict=True)
+            bounded_distribution(logits, keys_of(voice)[0], most, speaks=sure)
+            for voice, logits, most, sure in zip(
+                self._voices, self.logits, highest, speaks, strict=True
+            )
         ]
         for kept, one in zip(self.kept, heard, strict=True):
             if kept is not None:
                 kept.copy_(one.logprobs)
-        mute = torch.stack([one.abstain for one in heard if one.abstain is not None], -1)
-        weights = effective_weights(weights, mute | (self.inputs[:, 1 + count :] > 0), self.ends)
+        silent = self.inputs[:, 1 + count :] > 0
+        assert heard[0].abstain is not None  # main alone can be masked to nothing, in a character
+        mute = torch.cat([heard[0].abstain[:, None], torch.zeros_like(silent[:, 1:])], -1)
+        weights = effective_weights(weights, mute | silent, self.ends)
         if getattr(fuser, "together", False):
             weights = all_or_main(weights)
         spoken = spread(heard, weights, self._places, self._size, fuser)
@@ -161,7 +171,7 @@ class FusionRegion(Region):
     def __init__(self, task: Task, rows: int, weighed: Sequence[bool]) -> None:
         """Lay out a fusion; see :class:`Region`."""
         super().__init__(task, rows, weighed, [True] * len(task.voices))
-        self._shape: _Spoken | None = None
+        self._shape: tuple[list[TokenSpace], TokenSpace, bool, bool | None] | None = None
 
     def __call__(self) -> tuple[Tensor, ...]:
         """Weights, the fused keys and END, each voice's END, and what else there is.
@@ -183,18 +193,20 @@ class FusionRegion(Region):
             n: How many of the rows are meant.
         """
         if self._shape is None:  # which of them there are, and in which space
-            self._shape = self._speak(best=False)
-        shape, count = self._shape, len(self._voices)
+            heard, _, fused, told = self._speak(best=False)
+            logs = None if told is None else told.logs
+            self._shape = [one.space for one in heard], fused.space, fused.keys is not None, logs
+        spaces, space, named, logs = self._shape
         weights, logprobs, end, *rest = (one[:n] for one in given)
         heard = [
-            MemberDistribution(one.space, kept[:n], own)
-            for one, kept, own in zip(shape.heard, self.kept, rest, strict=False)
+            MemberDistribution(own_space, kept[:n], own)
+            for own_space, kept, own in zip(spaces, self.kept, rest, strict=False)
             if kept is not None
         ]
-        rest = rest[count:]
-        keys = None if shape.fused.keys is None else rest.pop(0)
-        fused = FusedDistribution(shape.fused.space, logprobs, end, keys)
-        told = None
-        if shape.told is not None:
-            told = Told(rest[: len(rest) // 2], rest[len(rest) // 2 :], shape.told.logs)
+        rest = rest[len(spaces) :]
+        keys = rest.pop(0) if named else None
+        half, told = len(rest) // 2, None
+        if logs is not None:
+            told = Told(rest[:half], rest[half:], logs)
+        fused = FusedDistribution(space, logprobs, end, keys)
         return Fused(Heard(heard, weights, self.boundary(n), None), fused, told)

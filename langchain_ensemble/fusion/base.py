@@ -166,8 +166,7 @@ class Needs:
         logprobs: ``"dense"`` or ``"top-k"`` (a member that gives only its best ids will do).
         embeddings: Whether input embeddings are read.
         min_common: How many common tokens the members must share.
-        paths: Whether members are heard byte by byte, along their tokens' paths through the answer.
-            All of them, main too, then hold it in their own canonical ids.
+        paths: Whether members, main too, are heard byte by byte along the paths of their own ids.
     """
 
     logprobs: Literal["dense", "top-k"] = "top-k"
@@ -189,10 +188,8 @@ class FusionContext:
         embeddings: ``embeddings(i)`` gives member ``i``'s input embeddings, [rows, D].
         embedding_hashes: ``embedding_hashes(i)`` identifies them by content.
         device: Where fusion runs.
-        devices: Where each member's distribution is when the fusion gets it; None: all on
-            ``device``. Only fusers that say ``apart = True`` get them on other devices.
-        remember: ``remember(key, build)`` returns ``build()``'s tensors from the disk cache,
-            building them at most once for a JSON-able key.
+        devices: Where each member's distribution is if the fuser says ``apart``; None: ``device``.
+        remember: ``remember(key, build)``: ``build()``'s tensors, built once for a JSON-able key.
         on_progress: Called with (stage, done, total) in long loops.
         tries: Each member's keys as a tree of bytes, where the fusion needs paths.
         union_trie: The tree of those union keys that main can hold where a character is complete.
@@ -310,7 +307,7 @@ def ceiling(keys: MemberKeys, mask: Tensor | None = None) -> Tensor:
 
 
 def bounded_distribution(
-    logits: Tensor, keys: MemberKeys, highest: Tensor, *, speaks: bool = False
+    logits: Tensor, keys: MemberKeys, highest: Tensor, *, speaks: bool | Tensor = False
 ) -> MemberDistribution:
     """:func:`member_distribution` with a mask that was turned into a :func:`ceiling` before.
 
@@ -318,7 +315,7 @@ def bounded_distribution(
         logits: [N, V_i] float32.
         keys: The member's keys.
         highest: [N, V_i] or [V_i] float32, inf where an id may come, else -inf.
-        speaks: Whether the mask leaves every row something to say, so that none abstains.
+        speaks: Rows that the mask leaves something to say (all, none, [N] bool): none abstains.
 
     Returns:
         The dense distribution; where a row ``speaks`` and yet has no finite logit, NaN.
@@ -326,9 +323,12 @@ def bounded_distribution(
     masked = torch.minimum(logits.float(), highest)
     logprobs = torch.log_softmax(masked, -1)
     abstain: Tensor | None = None
-    if not speaks:  # a row of -inf becomes NaN: back to -inf, unless it holds NaN itself (fmax)
+    if speaks is not True:  # a row of -inf becomes NaN: back to -inf, unless it holds NaN (fmax)
         top = masked.amax(-1)
-        logprobs, abstain = torch.fmax(logprobs, (top - torch.inf)[:, None]), top == -torch.inf
+        floor, abstain = top - torch.inf, top == -torch.inf
+        if speaks is not False:
+            floor, abstain = floor.masked_fill(speaks, torch.nan), abstain & ~speaks
+        logprobs = torch.fmax(logprobs, floor[:, None])
     ends = logprobs.index_select(-1, keys.end_ids)
     end = ends[:, 0] if len(keys.end_ids) == 1 else ends.logsumexp(-1)
     logprobs.index_fill_(-1, keys.end_ids, -torch.inf)

@@ -89,7 +89,7 @@ class Lookup:
             order = torch.nn.functional.pad(order, (0, missing), value=1.0)
         top, where = top_in_order(logprobs, order, k)
         found = names[where] if names.dim() == 1 else names.gather(-1, where)
-        return found.masked_fill(top == -torch.inf, self._size)
+        return torch.where(top > -torch.inf, found, self._size)  # NaN names nothing
 
     def stand(self, candidates: Tensor) -> Stand:
         """What every member has of the candidates.

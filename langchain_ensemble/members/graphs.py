@@ -132,11 +132,11 @@ class Static:
             try:
                 slab = self._house(cache, key, len(ids), max(lengths))
                 region, replay = self._captured(engine, cache, slab, key, ids, lengths)
+                _fill(region, slab, ids, lengths)
+                logits: Tensor = replay()
             except Exception as error:  # whatever it is, eager forwards still run
                 self._give_up(engine.name, error)
                 return None
-            _fill(region, slab, ids, lengths)
-            logits: Tensor = replay()
             self.replayed += 1
             return logits[: len(ids), columns - min(keep, q) :].clone()
 
@@ -188,6 +188,11 @@ class Static:
             known[key] = (region, replay)
             self.captured += 1
         return known[key]
+
+    def forget(self) -> None:
+        """Forget what was captured: the module is not what it was."""
+        with self._lock:
+            self._replays.clear()
 
     def _give_up(self, name: str, error: Exception) -> None:
         """Turn static forwards off and say why, once."""

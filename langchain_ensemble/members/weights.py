@@ -186,6 +186,7 @@ def _adapted(member: Member, lease: Lease[Weights], folder: Path) -> Weights:
         raise NotMixed("the model's rows are run one by one")
     with _fitting(member), _build_lock, base.pool.lock:
         name = base.pool.adapters.add(base.module, folder, base.device)
+        _forget_forwards(base)
     identity = f"{base.identity}+{_adapter_hash(folder)}"
     return replace(base, identity=identity, adapter=name, base=lease)
 
@@ -194,7 +195,15 @@ def _take_off(weights: Weights) -> None:
     """Take an adapter off the base's weights, and give the share in them back."""
     with weights.pool.lock:
         weights.pool.adapters.remove(weights.module, weights.adapter)
+        _forget_forwards(weights)
     cast(Lease[Weights], weights.base).release()
+
+
+def _forget_forwards(weights: Weights) -> None:
+    """Forget static forwards: the module has other layers than it had."""
+    for static in weights.statics.values():
+        if static is not None:
+            static.forget()
 
 
 def _adapter_hash(folder: Path) -> str:

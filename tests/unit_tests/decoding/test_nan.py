@@ -9,6 +9,7 @@ import torch
 
 from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import MemberError
+from langchain_ensemble.fusion.base import MemberKeys, bounded_distribution, ceiling
 from langchain_ensemble.members.session import HFSession
 from langchain_ensemble.params import EnsembleParams, RequestParams
 
@@ -36,6 +37,24 @@ def test_the_member_is_named_and_the_ensemble_lives(
             with pytest.raises(MemberError, match=rf"'{sick}' gave NaN logits in 1 of 1 row"):
                 owner.generate(["Once upon"], request)
         assert owner.generate(["Once upon"], request)[0][0].text == good
+
+
+def test_whether_a_row_must_speak_does_not_depend_on_the_others() -> None:
+    """Of two rows without a finite logit one stands inside a character: that one abstains."""
+    ids = torch.arange(3)
+    keys = MemberKeys(
+        "m", 3, ids, ids, ids, ids, torch.tensor([2]), torch.zeros(3, dtype=torch.bool)
+    )
+    logits = torch.full((3, 3), -torch.inf)
+    logits[2] = 0.0
+    speaks = torch.tensor([True, False, False])
+    said = bounded_distribution(logits, keys, ceiling(keys), speaks=speaks)
+    assert said.abstain is not None
+    assert said.abstain.tolist() == [False, True, False]
+    assert bool(said.logprobs[0, :2].isnan().all())
+    assert said.logprobs[1].tolist() == [-torch.inf] * 3
+    alone = bounded_distribution(logits[2:], keys, ceiling(keys), speaks=True)
+    torch.testing.assert_close(said.logprobs[2:], alone.logprobs)
 
 
 def test_alone(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

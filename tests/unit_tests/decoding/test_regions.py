@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from langchain_ensemble.decoding.records import Answer
 from langchain_ensemble.decoding.region import ChoiceRegion, FusionRegion
 from langchain_ensemble.decoding.regions import Regions
 from langchain_ensemble.ensemble import Ensemble
-from langchain_ensemble.errors import EnsembleWarning
+from langchain_ensemble.errors import EnsembleWarning, MemberError
 from langchain_ensemble.members.capture import CallAgain
 from langchain_ensemble.members.compiled import Compiled
 from langchain_ensemble.params import EnsembleParams, RequestParams
@@ -201,6 +203,53 @@ def test_a_replay_that_fails_late_leaves_the_others_alone(pico: Callable[..., Pa
         assert together(owner, PROMPTS[:2]) == want  # that step was chosen one by one
         assert breaks.calls > 10
         assert regions.off is None
+
+
+def test_a_member_that_says_nothing_is_named(owner: Ensemble) -> None:
+    """In a region too: -inf everywhere is no abstention where text may come."""
+    for place in (0, 1):
+        for value in (-torch.inf, torch.nan):
+            model = owner._ready().members[place].session().engine.module
+            hook = model.lm_head.register_forward_hook(
+                lambda *given, value=value: torch.full_like(given[-1], value)
+            )
+            try:
+                for make in (plainly, replaying):
+                    make(owner)
+                    for settings in ({}, {"repetition_penalty": 1.1}):
+                        with pytest.raises(MemberError, match=rf"'m{place}' gave NaN logits"):
+                            answers(owner, PROMPTS[:1], **settings)
+                assert owner._ready().regions.off is None
+            finally:
+                hook.remove()
+    plainly(owner)
+
+
+def test_paths_through_answers_are_never_replayed(
+    pico: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made(pico, "bytes", "qwen2", "llama") as owner:
+        monkeypatch.setattr(type(owner._ready().fuser), "fixed", True, raising=False)
+        want = answers(owner, PROMPTS[:1])
+        regions = replaying(owner)
+        same(answers(owner, PROMPTS[:1]), want)
+        assert regions.replayed == 0
+
+
+def test_regions_go_with_their_ensemble(pico: Callable[..., Path]) -> None:
+    owner = made(pico, "unite", "qwen2", "llama")
+    regions = replaying(owner)
+    for settings in ({}, {"repetition_penalty": 1.1}):
+        answers(owner, PROMPTS[:1], **settings)
+    seen = [weakref.ref(region) for region, _ in regions._known.values()]
+    gc.collect()
+    gc.disable()
+    try:
+        del regions
+        owner.unload()
+        assert [one() for one in seen] == [None, None]
+    finally:
+        gc.enable()
 
 
 class Watch(TorchDispatchMode):

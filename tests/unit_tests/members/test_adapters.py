@@ -18,6 +18,8 @@ from langchain_ensemble.ensemble import Ensemble
 from langchain_ensemble.errors import EnsembleWarning, MemberError
 from langchain_ensemble.members import registry
 from langchain_ensemble.members.base import MemberPrompt
+from langchain_ensemble.members.capture import CallAgain
+from langchain_ensemble.members.graphs import Static
 from langchain_ensemble.members.huggingface import HFMember
 from langchain_ensemble.members.loading import load_member
 from langchain_ensemble.members.session import HFSession
@@ -144,6 +146,23 @@ def test_the_last_member_of_an_adapter_takes_it_off(llama: Path, tmp_path: Path)
     assert left.lengths == [len(IDS)]
     again = load_member(Member(str(llama), adapter=str(lora)))
     torch.testing.assert_close(stepped(opened(again))[0], still, rtol=1e-5, atol=1e-5)
+
+
+def test_static_forwards_are_laid_out_anew_where_an_adapter_comes_or_goes(
+    llama: Path, tmp_path: Path
+) -> None:
+    """Compiled code reads weights where they were: nothing asks whether they still are."""
+    lora = adapter(llama, tmp_path / "lora")
+    base = load_member(Member(str(llama), forward="compiled"))
+    forwards = base._lease.value.statics["compiled"] = Static("compiled", CallAgain())  # type: ignore[attr-defined]
+    (want,) = stepped(opened(base))
+    assert forwards.captured == 1
+    member = load_member(Member(str(llama), adapter=str(lora)))
+    torch.testing.assert_close(stepped(opened(base))[0], want)
+    assert forwards.captured == 2
+    member.close()
+    torch.testing.assert_close(stepped(opened(base))[0], want)
+    assert (forwards.captured, forwards.off) == (3, None)
 
 
 def test_rows_of_an_adapter_run_eagerly_and_say_so(llama: Path, tmp_path: Path) -> None:
