@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,23 +45,36 @@ def step_ms(owner: Ensemble, context: int, rows: int, steps: int) -> float:
     return statistics.median(taken)
 
 
+def batch_ratio(owners: list[Ensemble], rounds: int) -> tuple[float, float]:
+    """Tokens per second of 8 rows over those of one: of steps, and of the forwards alone.
+
+    Args:
+        owners: Two equal ensembles: one decodes a row, the other eight, in turns.
+        rounds: Of a few steps each; the medians of their times count.
+    """
+    work: dict[str, Any] = {}
+    with ExitStack() as running:
+        for owner, rows in zip(owners, (1, 8), strict=True):
+            request = {"max_tokens": 4 * rounds + 16, "speculation": "off"}
+            decoding = running.enter_context(opened(owner, 64, rows, **request))
+            while len(decoding.rows[0].records) < 2:
+                decoding.step()
+            work[f"steps {rows}"] = decoding.step
+            built: Any = owner._ready()
+            sessions = [member.session() for member in built.members]
+            for place, session in enumerate(sessions):
+                session.prefill([row[place] for row in decoding._task.prompts])
+                running.callback(session.close)
+            work[f"forwards {rows}"] = partial(forward_all, sessions, rows)
+        times = interleaved(work, rounds, inner=3)
+    return 8 / times.ratio("steps 8", "steps 1"), 8 / times.ratio("forwards 8", "forwards 1")
+
+
 @torch.inference_mode()
-def bare_ms(owner: Ensemble, context: int, rows: int, steps: int) -> float:
-    """Median milliseconds of a forward of every member, and nothing else."""
-    clock, total = clock_of("cpu"), 0.0
-    with opened(owner, context, rows, max_tokens=1) as decoding:
-        prompts = decoding._task.prompts
-    built: Any = owner._ready()
-    for place, member in enumerate(built.members):
-        session, taken = member.session(), []
-        session.prefill([row[place] for row in prompts])
-        for _ in range(steps + 2):
-            started = clock()
-            session.step([[5]] * rows)
-            taken.append((clock() - started) * 1e3)
-        session.close()
-        total += statistics.median(taken[2:])
-    return total
+def forward_all(sessions: list[Any], rows: int) -> None:
+    """One id in every row of every member."""
+    for session in sessions:
+        session.step([[300]] * rows)
 
 
 def pair(
@@ -110,16 +125,13 @@ def measured(steps: int) -> tuple[list[Row], dict[str, Any]]:
     for batch in (1, 8, 64):
         took = step_ms(owner, 64, batch, max(steps // 2, 3))
         note("batch", "unite", batch, took, f"256 x 4, batch {batch}")
-    one, eight = (took for _, took in lines["batch"]["unite"][:2])
-    measure = "tokens per second, batch 8 / batch 1"
     # Rows that spell a key in several ids of a member make the block longer for all rows.
-    on = "256 x 4, 64 tokens, vocabularies that share 3/4"
-    rows.append(Row(measure, on, 8 * one / eight, 4.0, "x", least=True))
-    owner, on = pair(32_000, 256, 4, "unite", equal=True), "256 x 4, 64 tokens, equal vocabularies"
-    one, eight = (step_ms(owner, 64, batch, steps) for batch in (1, 8))
-    rows.append(Row(measure, on, 8 * one / eight, 4.0, "x", least=True))
-    one, eight = (bare_ms(owner, 64, batch, steps) for batch in (1, 8))
-    rows.append(Row(f"{measure}, bare forwards", on, 8 * one / eight, unit="x", least=True))
+    for equal, which in ((True, "equal vocabularies"), (False, "vocabularies that share 3/4")):
+        owners = [pair(32_000, 256, 4, "unite", equal=equal) for _ in range(2)]
+        whole, bare = batch_ratio(owners, 9)
+        measure, on = "tokens per second, batch 8 / batch 1", f"256 x 4, 64 tokens, {which}"
+        rows.append(Row(measure, on, whole, 4.0, "x", least=True))
+        rows.append(Row(f"{measure}, forwards of one id", on, bare, unit="x", least=True))
     for members in (1, 2, 3, 4):
         took = step_ms(pair(8_000, 64, 8, "unite", members), 64, 1, steps)
         note("members", "unite", members, took, f"{members} of 64 x 8, 8k")
