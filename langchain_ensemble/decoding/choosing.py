@@ -16,7 +16,6 @@ from torch import Tensor
 
 from langchain_ensemble.decoding.caches import Caches
 from langchain_ensemble.decoding.fused import choose_by_main, choose_fused
-from langchain_ensemble.decoding.gate_rules import rows_of
 from langchain_ensemble.decoding.question import Question
 from langchain_ensemble.decoding.raw import choose_raw
 from langchain_ensemble.decoding.seeing import watched
@@ -174,8 +173,9 @@ class _Parts:
     def weigh(self, rows: Sequence[Row], at: Sequence[int]) -> Boundaries:
         """c_i of all rows, before the voices are heard."""
         self.kept = False
-        self.seen = [q.caches.trackers.weigh(q.rows, q.at) for q in self._questions]
-        return self._all()
+        found = [q.caches.trackers.weigh(q.rows, q.at) for q in self._questions]
+        self.seen = list(found)
+        return [_joined(column) for column in zip(*found, strict=True)]
 
     def keep(self, logprobs: Sequence[Tensor | None]) -> None:
         """Keep what the weighed voices say."""
@@ -189,16 +189,9 @@ class _Parts:
         self, rows: Sequence[Row], distributions: Sequence[MemberDistribution], at: Sequence[int]
     ) -> Boundaries:
         """c_i of all rows."""
-        for number, (question, end) in enumerate(zip(self._questions, self.ends, strict=True)):
-            own = slice(end - len(question.rows), end)
-            mine = [rows_of(distribution, own) for distribution in distributions]
-            trackers = question.caches.trackers
-            self.seen[number] = trackers.boundaries(question.rows, mine, question.at)
-        return self._all()
-
-    def _all(self) -> Boundaries:
-        each = zip(*(seen or [] for seen in self.seen), strict=True)
-        return [_joined(column) for column in each]
+        found = self.weigh(rows, at)
+        self.keep([one.logprobs for one in distributions])
+        return found
 
 
 @dataclass(frozen=True)

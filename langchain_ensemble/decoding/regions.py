@@ -78,10 +78,10 @@ class Regions:
         if not _greedy(question):
             return None
         with self._lock:
-            region, packed = self._replayed(question, ChoiceRegion) or (None, None)
-            if region is None or packed is None:
+            replayed = self._replayed(question, ChoiceRegion)
+            if replayed is None:
                 return None
-            told = packed[:, : len(question.rows)].cpu().T.tolist()  # the one transfer
+            told = replayed[1][:, : len(question.rows)].cpu().T.tolist()  # the one transfer
         return [_read(question.task, row) for row in told]
 
     def fuse(self, question: Question) -> Fused | None:
@@ -94,9 +94,10 @@ class Regions:
             What they say and the fusion, valid until the next replay; None: operation by operation.
         """
         with self._lock:
-            region, given = self._replayed(question, FusionRegion) or (None, None)
-            if region is None or given is None:
+            replayed = self._replayed(question, FusionRegion)
+            if replayed is None:
                 return None
+            region, given = replayed
             with torch.inference_mode(False), torch.no_grad():
                 fused: Fused = region.read(given, len(question.rows))
             return fused
